@@ -1,0 +1,212 @@
+"""The graph: a network as a flat, ordered tuple of typed nodes.
+
+Everything else reads it: parameter and cost tables, the ONNX writer, the torch network, the Darknet reader and writer,
+the weight order of foreign formats. Nothing is described twice.
+
+A node is a name (a path such as ``backbone.stage3.block2.conv1``), an operation (one of the frozen classes in
+:mod:`scaledyolo.arch.ops`) and the names of its inputs. Nodes stand in execution order, which is also the order of the
+sections of the Darknet cfg and of the blocks of the ``.weights`` file.
+
+Parameters carry the path of their node: ``<node>.weight``, ``<node>.norm.running_mean``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from scaledyolo.arch.ops import Detect, Op, Shape
+from scaledyolo.errors import SpecError
+
+Resize = Literal["letterbox", "stretch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of the graph: where it stands, what it does, what it reads."""
+
+    name: str
+    op: Op
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network: nodes in execution order, and the facts about its input that a runtime needs.
+
+    Raises:
+        SpecError: a node reads what does not exist before it, repeats a name, or its shapes do not fit.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    height: int  # pixels of the network input at which the graph was designed
+    width: int
+    channels: int = 3
+    resize: Resize = "letterbox"  # how an image is brought to that size
+    norm_eps: float = 1e-5  # batch-normalisation epsilon of the code base that trained the weights
+    norm_momentum: float = 0.03  # weight of the new batch in the running statistics
+
+    INPUT = "image"  # the name by which nodes read the network input
+
+    def __post_init__(self) -> None:
+        seen = {self.INPUT}
+        for node in self.nodes:
+            if node.name in seen:
+                raise SpecError(f"{self.name}: two nodes are named {node.name!r}; node names must be unique")
+            for source in node.inputs:
+                if source not in seen:
+                    raise SpecError(f"{self.name}: node {node.name!r} reads {source!r}, which does not exist before it")
+            seen.add(node.name)
+        _ = self._native_shapes  # shape rules are checked once, when the graph is made
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Node]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _native_shapes(self) -> Mapping[str, Shape]:
+        return self.shapes(self.height, self.width)
+
+    def shapes(self, height: int, width: int) -> Mapping[str, Shape]:
+        """Shape (channels, height, width) of the image and of every node's output for an input of this size in pixels.
+
+        Raises:
+            SpecError: the size does not go through the network; names the node and the shapes.
+        """
+        shapes = {self.INPUT: Shape(self.channels, height, width)}
+        for node in self.nodes:
+            inputs = [shapes[source] for source in node.inputs]
+            try:
+                shape = node.op.out_shape(*inputs)
+            except SpecError as error:
+                raise SpecError(f"{self.name} at {height}x{width}: node {node.name!r}: {error}") from None
+            if shape.height < 1 or shape.width < 1 or shape.channels < 1:
+                raise SpecError(f"{self.name} at {height}x{width}: node {node.name!r} would have an empty output {shape}")
+            shapes[node.name] = shape
+        return shapes
+
+    def in_channels(self, node: Node) -> tuple[int, ...]:
+        """Channels of each input of ``node``."""
+        return tuple(self._native_shapes[source].channels for source in node.inputs)
+
+    def out_channels(self, name: str) -> int:
+        """Channels of the output of the node named ``name``."""
+        return self._native_shapes[name].channels
+
+    @cached_property
+    def heads(self) -> tuple[Node, ...]:
+        """The detection heads, in the order of the nodes."""
+        return tuple(node for node in self.nodes if isinstance(node.op, Detect))
+
+    def head_op(self, node: Node) -> Detect:
+        """The :class:`Detect` operation of a head, typed."""
+        assert isinstance(node.op, Detect)
+        return node.op
+
+    @cached_property
+    def detects(self) -> tuple[Detect, ...]:
+        """The operations of the heads, in the order of the nodes: what decoding needs to know."""
+        return tuple(self.head_op(node) for node in self.heads)
+
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """Input pixels per cell of each head, in the order of the heads."""
+        return tuple(self.height // self._native_shapes[head.name].height for head in self.heads)
+
+    @cached_property
+    def max_stride(self) -> int:
+        """What height and width must be a multiple of."""
+        return max(self.strides)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the heads predict."""
+        return self.detects[0].num_classes if self.heads else 0
+
+    @cached_property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every stored tensor, running statistics included, in node order."""
+        return {
+            f"{node.name}.{key}": shape
+            for node in self.nodes
+            for key, shape in node.op.parameters(*self.in_channels(node)).items()
+        }
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[str, ...]]:
+        """For every name, the nodes that read it, in order."""
+        readers: dict[str, list[str]] = {name: [] for name in (self.INPUT, *self._by_name)}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.inputs):
+                readers[source].append(node.name)
+        return {name: tuple(names) for name, names in readers.items()}
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse an input size that is not a multiple of the largest stride.
+
+        Raises:
+            SpecError: names the stride and the nearest sizes that work.
+        """
+        stride = self.max_stride
+        for side, value in (("height", height), ("width", width)):
+            if value < stride or value % stride:
+                below, above = max(value // stride, 1) * stride, (value // stride + 1) * stride
+                near = f"{below} or {above}" if value > stride else f"{stride}"
+                raise SpecError(
+                    f"{self.name}: {side} {value} is not a multiple of the largest stride {stride}; use {near}"
+                )
+
+    def with_size(self, height: int, width: int) -> Graph:
+        """The same network designed for another input size."""
+        self.check_size(height, width)
+        return replace(self, height=height, width=width)
+
+    def with_nodes(self, nodes: tuple[Node, ...]) -> Graph:
+        """The same input facts over other nodes."""
+        return replace(self, nodes=nodes)
+
+
+class GraphBuilder:
+    """Collects nodes under nested name scopes; :meth:`build` freezes them into a :class:`Graph`."""
+
+    def __init__(self, channels: int = 3) -> None:
+        self.nodes: list[Node] = []
+        self.channels: dict[str, int] = {Graph.INPUT: channels}
+        self._scopes: list[str] = []
+
+    def scope(self, name: str) -> _Scope:
+        """A context in which node names are prefixed with ``name.``"""
+        return _Scope(self._scopes, name)
+
+    def add(self, name: str, op: Op, *inputs: str) -> str:
+        """Append a node and return its full name, by which later nodes read it."""
+        path = ".".join((*self._scopes, name))
+        try:
+            self.channels[path] = op.out_channels(*(self.channels[source] for source in inputs))
+        except SpecError as error:
+            raise SpecError(f"node {path!r}: {error}") from None
+        self.nodes.append(Node(path, op, inputs))
+        return path
+
+
+class _Scope:
+    def __init__(self, stack: list[str], name: str) -> None:
+        self._stack, self._name = stack, name
+
+    def __enter__(self) -> None:
+        self._stack.append(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.pop()
