@@ -63,7 +63,7 @@ def _norm_parameters(channels: int, prefix: str = "") -> dict[str, tuple[int, ..
 
 def is_buffer(parameter: str) -> bool:
     """Whether a stored tensor is a running statistic, which training updates but does not learn."""
-    return parameter.endswith((".running_mean", ".running_var"))
+    return parameter.rpartition(".")[2] in ("running_mean", "running_var")
 
 
 def _same_size(op: str, inputs: tuple[Shape, ...]) -> None:

@@ -1,0 +1,216 @@
+"""The computational blocks of the family, each a short function that appends nodes to a graph.
+
+Concatenations list low channels first; the order of the nodes is that of the Darknet cfg files, in which the bypass of a
+CSP block comes before its main path (spec of the weight files).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from scaledyolo.arch.graph import GraphBuilder
+from scaledyolo.arch.ops import Activation, Add, BatchNorm, ChannelSplit, Concat, Conv, Pool, Upsample
+from scaledyolo.arch.spec import NormForm, Stage
+
+SPP_POOLS = (13, 9, 5)  # kernels of the stride-1 pools of spatial pyramid pooling
+RESNEXT_GROUPS = 32
+
+
+class LayerBuilder(GraphBuilder):
+    """A graph builder that speaks of layers: it knows the activation and the normalisation form of the network."""
+
+    def __init__(self, activation: Activation, norm_form: NormForm = "branch", channels: int = 3) -> None:
+        super().__init__(channels)
+        self.activation = activation
+        self.norm_form = norm_form
+
+    def conv(
+        self,
+        name: str,
+        x: str,
+        filters: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: Activation | None = None,
+    ) -> str:
+        """Convolution, batch normalisation, activation: the elementary unit."""
+        act = self.activation if activation is None else activation
+        op = Conv(filters, kernel, (stride, stride), kernel // 2, groups=groups, activation=act)
+        return self.add(name, op, x)
+
+    def branch_end(self, name: str, x: str, filters: int) -> str:
+        """The last 1x1 convolution of a CSP branch, which the "concat" form leaves bare until after the concatenation."""
+        if self.norm_form == "branch":
+            return self.conv(name, x, filters)
+        return self.add(name, Conv(filters, norm=False), x)
+
+    def join(self, main: str, bypass: str) -> str:
+        """Concatenate the two branches of a CSP block; the "concat" form normalises and activates here."""
+        joined = self.concat("concat", main, bypass)
+        return joined if self.norm_form == "branch" else self.add("norm", BatchNorm(self.activation), joined)
+
+    def concat(self, name: str, *inputs: str) -> str:
+        return self.add(name, Concat(), *inputs)
+
+    def max_pool(self, name: str, x: str, kernel: int, stride: int) -> str:
+        return self.add(name, Pool(kernel, stride, kernel - 1), x)
+
+    def upsample(self, name: str, x: str) -> str:
+        return self.add(name, Upsample(), x)
+
+
+class StageOutput(NamedTuple):
+    """What a stage hands on: ``out`` to the next stage, ``tap`` to the neck."""
+
+    out: str
+    tap: str
+
+
+def downsample(b: LayerBuilder, x: str, stage: Stage) -> str:
+    """Halve the resolution as the stage asks ("maxpool-same" keeps it, "none" does nothing)."""
+    if stage.downsample == "conv":
+        return b.conv("down", x, stage.channels, 3, 2)
+    if stage.downsample == "grouped-conv":
+        return b.conv("down", x, stage.channels, 3, 2, groups=RESNEXT_GROUPS)
+    if stage.downsample == "none":
+        return x
+    return b.max_pool("pool", x, 2, 2 if stage.downsample == "maxpool" else 1)
+
+
+def residual(b: LayerBuilder, x: str, hidden: int, channels: int) -> str:
+    """``x + conv3x3(conv1x1(x))``; nothing follows the sum (Darknet-53)."""
+    y = b.conv("conv2", b.conv("conv1", x, hidden), channels, 3)
+    return b.add("add", Add(), y, x)
+
+
+def conv_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
+    """``depth`` plain convolutions, 3x3 to the full width and 1x1 to half of it in turn (Darknet-19, YOLOv3-tiny)."""
+    for index in range(stage.depth):
+        wide = index % 2 == 0
+        x = b.conv(f"conv{index + 1}", x, stage.channels if wide else stage.channels // 2, 3 if wide else 1)
+    return StageOutput(x, x)
+
+
+def residual_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
+    """``depth`` residual blocks in a row (Darknet-53)."""
+    for index in range(stage.depth):
+        with b.scope(f"block{index + 1}"):
+            x = residual(b, x, stage.hidden or stage.channels // 2, stage.channels)
+    return StageOutput(x, x)
+
+
+def csp_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
+    """Cross-stage-partial stage: half the channels bypass ``depth`` residual blocks (paper section 3.1).
+
+    "csp-wide" is the first stage of CSPDarknet53, whose branches keep the full width.
+    """
+    wide = stage.block == "csp-wide"
+    width = stage.channels if wide else stage.channels // 2
+    bypass = b.branch_end("bypass", x, width)
+    y = b.conv("main", x, width)
+    for index in range(stage.depth):
+        with b.scope(f"block{index + 1}"):
+            y = residual(b, y, width // 2 if wide else width, width)
+    y = b.branch_end("tail", y, width)
+    out = b.conv("out", b.join(y, bypass), stage.channels)
+    return StageOutput(out, out)
+
+
+def resnext_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
+    """CSP stage of grouped bottlenecks (CSPResNeXt-50). Activation follows the sum; the output is twice as wide.
+
+    In the first stage the main path enters with the stem's width and is added to the first channels only.
+    """
+    width = stage.channels
+    bypass = b.conv("bypass", x, width, activation=stage.split_activation)
+    y = b.conv("main", x, min(width, b.channels[x]), activation=stage.split_activation)
+    for index in range(stage.depth):
+        with b.scope(f"block{index + 1}"):
+            z = b.conv("conv1", y, width)
+            z = b.conv("conv2", z, width, 3, groups=RESNEXT_GROUPS)
+            z = b.conv("conv3", z, width, activation="linear")
+            y = b.add("add", Add(b.activation), z, y)
+    y = b.conv("tail", y, width)
+    out = b.conv("out", b.concat("concat", y, bypass), 2 * width)
+    return StageOutput(out, out)
+
+
+def pcb_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
+    """CSPOSANet with partial in computational block (paper Figure 3, Tables 4 and 9), width 2g.
+
+    Of the slices [unprocessed half, processed half, conv1, conv2], each g wide, the first a go straight to the output and
+    the last b through the transition, which is also the tap of the neck. The processed half is the second one.
+    """
+    growth = stage.channels // 2
+    straight, transited = stage.partition
+    if (straight, transited) not in {(1, 3), (2, 2), (3, 1)}:
+        raise ValueError(f"partition {stage.partition} does not share out four slices")
+    base = b.conv("base", x, stage.channels, 3)
+    if straight == 1:
+        kept = b.add("kept", ChannelSplit(2, 0), base)
+    half = b.add("half", ChannelSplit(2, 1), base)
+    first = b.conv("conv1", half, growth, 3)
+    second = b.conv("conv2", first, growth, 3)
+    to_transition = {1: (second,), 2: (second, first), 3: (second, first, half)}[transited]
+    joined = b.concat("partial", *to_transition) if transited > 1 else second
+    transition = b.conv("transition", joined, transited * growth)
+    direct = {1: lambda: (kept,), 2: lambda: (base,), 3: lambda: (base, first)}[straight]()
+    return StageOutput(b.concat("concat", *direct, transition), transition)
+
+
+STAGES = {
+    "conv": conv_stage,
+    "residual": residual_stage,
+    "csp": csp_stage,
+    "csp-wide": csp_stage,
+    "resnext": resnext_stage,
+    "pcb": pcb_stage,
+}
+
+
+def spatial_pyramid(b: LayerBuilder, x: str) -> str:
+    """Stride-1 max pools of 13, 9 and 5 beside the input (SPP); the published P5-P7 list them the other way round."""
+    pools = [b.max_pool(f"pool{kernel}", x, kernel, 1) for kernel in SPP_POOLS]
+    parts = (*pools, x) if b.norm_form == "branch" else (x, *reversed(pools))
+    return b.concat("pyramid", *parts)
+
+
+def spp_csp(b: LayerBuilder, x: str, width: int, *, lead: bool, pairs: int) -> str:
+    """Spatial pyramid pooling in a CSP block (CSPSPP of the paper's Figure 4)."""
+    bypass = b.branch_end("bypass", x, width)
+    y = b.conv("main", x, width)
+    if lead:
+        y = b.conv("lead2", b.conv("lead1", y, width, 3), width)
+    y = spatial_pyramid(b, y)
+    for index in range(pairs):
+        y = b.conv(f"pair{index + 1}.conv1", y, width)
+        y = b.conv(f"pair{index + 1}.conv2", y, width, 3)
+    return b.conv("out", b.join(y, bypass), width)
+
+
+def reversed_csp(b: LayerBuilder, x: str, width: int, depth: int) -> str:
+    """Reversed CSP stage of the neck (paper Figure 2b): full transition first, then the split; no sums."""
+    x = b.conv("main", x, width)
+    bypass = b.branch_end("bypass", x, width)
+    y = x
+    for index in range(depth):
+        y = b.conv(f"pair{index + 1}.conv1", y, width)
+        y = b.conv(f"pair{index + 1}.conv2", y, width, 3)
+    return b.conv("out", b.join(y, bypass), width)
+
+
+def reversed_dark(b: LayerBuilder, x: str, width: int, depth: int) -> str:
+    """1x1 to ``width``, then ``depth`` times 3x3 to twice the width and back (paper Figure 2a)."""
+    x = b.conv("conv1", x, width)
+    for index in range(depth):
+        x = b.conv(f"conv{2 * index + 2}", x, 2 * width, 3)
+        x = b.conv(f"conv{2 * index + 3}", x, width)
+    return x
+
+
+def spp_dark(b: LayerBuilder, x: str, width: int) -> str:
+    """The reversed Dark stage with spatial pyramid pooling in its middle (YOLOv3-SPP, YOLOv4)."""
+    x = b.conv("conv3", b.conv("conv2", b.conv("conv1", x, width), 2 * width, 3), width)
+    x = b.conv("conv4", spatial_pyramid(b, x), width)
+    return b.conv("conv6", b.conv("conv5", x, 2 * width, 3), width)

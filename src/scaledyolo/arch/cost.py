@@ -1,0 +1,141 @@
+"""What a network costs, read off its graph: parameters, multiply-accumulates, boxes, bytes, receptive field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from scaledyolo.arch.graph import Graph, Node
+from scaledyolo.arch.ops import Add, BatchNorm, Conv, Detect, Pool, Shape, is_buffer
+
+# Header of a current .weights file: major, minor, revision (int32 each) and images seen (uint64). YOLOv2's had 16 bytes.
+WEIGHTS_HEADER_BYTES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCost:
+    """Cost of one node for one image; ``macs`` counts convolutions only, 1 MAC = 2 FLOP."""
+
+    node: Node
+    out: Shape
+    params: int  # learned values; running statistics are not counted
+    macs: int
+    activation_bytes: int  # of the output, in float32
+    memory_access: int  # values moved: inputs, outputs and weights (the terms of the paper's Eq. 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Totals of a network for one image at one input size."""
+
+    height: int
+    width: int
+    params: int
+    folded_params: int | None  # after folding normalisation into convolutions; None where it does not fold
+    macs: int
+    darknet_flops: int  # what Darknet prints as BFLOPs: 2 MACs, plus max pools and shortcuts
+    boxes: int  # candidates before suppression
+    activation_bytes: int
+    memory_access: int
+    weights_bytes: int  # size of a .weights file with a current header
+
+    @property
+    def gflops(self) -> float:
+        """Giga floating-point operations of the convolutions, 2 per MAC."""
+        return 2 * self.macs / 1e9
+
+
+def node_costs(graph: Graph, height: int, width: int) -> Iterator[NodeCost]:
+    """Cost of every node, in order, for an input of this size in pixels."""
+    shapes = graph.shapes(height, width)
+    for node in graph:
+        channels = tuple(shapes[source].channels for source in node.inputs)
+        out = shapes[node.name]
+        params = num_parameters(node.op.parameters(*channels))
+        inputs = sum(math.prod(shapes[source]) for source in node.inputs)
+        values = 0 if isinstance(node.op, Detect) else math.prod(out)
+        yield NodeCost(
+            node=node,
+            out=out,
+            params=params,
+            macs=node.op.macs(out, *channels),
+            activation_bytes=4 * values,
+            memory_access=inputs + values + params if values else 0,
+        )
+
+
+def num_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Number of learned values among named tensors (running statistics are not learned)."""
+    return sum(math.prod(shape) for name, shape in shapes.items() if not is_buffer(name))
+
+
+def cost(graph: Graph, height: int | None = None, width: int | None = None) -> Cost:
+    """Totals for one image; size in pixels, by default the one at which the network was designed.
+
+    Raises:
+        SpecError: the size is not a multiple of the largest stride.
+    """
+    height, width = height or graph.height, width or graph.width
+    graph.check_size(height, width)
+    rows = list(node_costs(graph, height, width))
+    macs = sum(row.macs for row in rows)
+    stored = sum(math.prod(shape) for shape in graph.parameters.values())
+    return Cost(
+        height=height,
+        width=width,
+        params=sum(row.params for row in rows),
+        folded_params=folded_parameters(graph),
+        macs=macs,
+        darknet_flops=2 * macs + sum(_darknet_extra(row) for row in rows),
+        boxes=sum(
+            len(row.node.op.mask) * row.out.height * row.out.width for row in rows if isinstance(row.node.op, Detect)
+        ),
+        activation_bytes=sum(row.activation_bytes for row in rows),
+        memory_access=sum(row.memory_access for row in rows),
+        weights_bytes=4 * stored + WEIGHTS_HEADER_BYTES,
+    )
+
+
+def folded_parameters(graph: Graph) -> int | None:
+    """Learned values once each normalisation became the bias of its convolution; None for stand-alone normalisation."""
+    if any(isinstance(node.op, BatchNorm) for node in graph):
+        return None
+    norms = sum(node.op.filters for node in graph if isinstance(node.op, Conv) and node.op.norm)
+    return num_parameters(graph.parameters) - norms
+
+
+def _darknet_extra(row: NodeCost) -> int:
+    out = math.prod(row.out)
+    if isinstance(row.node.op, Pool) and row.node.op.kind == "max":
+        return int(row.node.op.kernel**2 * out)
+    if isinstance(row.node.op, Add):
+        return out * (len(row.node.inputs) - 1)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptiveField:
+    """Pixels of the input that one cell sees, and pixels between neighbouring cells."""
+
+    size: int
+    stride: int
+
+
+def receptive_fields(graph: Graph) -> Mapping[str, ReceptiveField]:
+    """Receptive field of every node (paper Table 7): each k x k window adds (k - 1) times the stride before it."""
+    fields = {Graph.INPUT: ReceptiveField(1, 1)}
+    for node in graph:
+        sources = [fields[source] for source in node.inputs]
+        size, stride = max(field.size for field in sources), max(field.stride for field in sources)
+        kernel, step = 1, 1
+        if isinstance(node.op, Conv):
+            kernel, step = node.op.dilation * (node.op.kernel - 1) + 1, node.op.stride[0]
+        elif isinstance(node.op, Pool):
+            kernel, step = node.op.kernel, node.op.stride
+        elif hasattr(node.op, "scale"):
+            stride = max(stride // node.op.scale, 1)
+        elif hasattr(node.op, "block"):
+            kernel, step = node.op.block, node.op.block
+        fields[node.name] = ReceptiveField(size + (kernel - 1) * stride, stride * step)
+    return fields

@@ -1,0 +1,197 @@
+"""Story 3: a spec becomes a network. :func:`lower` lays the nodes of stem, backbone, neck and heads in cfg order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scaledyolo.arch.blocks import (
+    STAGES,
+    LayerBuilder,
+    downsample,
+    reversed_csp,
+    reversed_dark,
+    spp_csp,
+    spp_dark,
+)
+from scaledyolo.arch.graph import Graph
+from scaledyolo.arch.ops import Conv, Detect, Reorg
+from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.errors import SpecError
+
+
+def lower(spec: ModelSpec) -> Graph:
+    """Turn a spec into the graph of its network.
+
+    Raises:
+        SpecError: the spec breaks a shape rule; names the node and the shapes.
+    """
+    b = LayerBuilder(spec.activation, spec.norm_form)
+    with b.scope("backbone"):
+        taps = backbone(b, spec)
+    b.activation = spec.neck_activation or spec.activation
+    NECKS[spec.neck.kind](b, spec, _Levels(b, spec, taps))
+    graph = Graph(
+        name=spec.name,
+        nodes=tuple(b.nodes),
+        height=spec.size,
+        width=spec.size,
+        resize=spec.resize,
+        norm_eps=spec.norm_eps,
+        norm_momentum=spec.norm_momentum,
+    )
+    graph.check_size(spec.size, spec.size)
+    return graph
+
+
+def backbone(b: LayerBuilder, spec: ModelSpec) -> dict[int, str]:
+    """Stem and stages; returns the tap (node name) of each pyramid level that has one, by log2 of its stride."""
+    x = b.conv("stem", Graph.INPUT, spec.stem.channels, spec.stem.kernel, spec.stem.stride)
+    level = spec.stem.stride.bit_length() - 1
+    taps: dict[int, str] = {}
+    for number, stage in enumerate(spec.stages, start=1):
+        with b.scope(f"stage{number}"):
+            x, tap = STAGES[stage.block](b, downsample(b, x, stage), stage)
+        level += stage.downsample not in ("none", "maxpool-same")
+        taps[level] = tap
+    return taps
+
+
+class _Levels:
+    """The pyramid as the necks see it: index 0 is the finest level, -1 the coarsest."""
+
+    def __init__(self, b: LayerBuilder, spec: ModelSpec, taps: dict[int, str]) -> None:
+        self.widths = spec.neck.widths
+        count = len(self.widths)
+        if len(taps) < count:
+            raise SpecError(f"{spec.name}: {count} pyramid levels need as many backbone stages, there are {len(taps)}")
+        numbers = sorted(taps)[-count:]
+        self.names = [f"p{number}" for number in numbers]
+        self.taps = [taps[number] for number in numbers]
+        self._b, self._spec = b, spec
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    def predict(self, level: int, x: str) -> str:
+        """Head of a level: a 3x3 convolution to twice the width, then the prediction. Returns the 3x3's node."""
+        b, spec = self._b, self._spec
+        mask = spec.masks[level]
+        with b.scope(f"head.{self.names[level]}"):
+            y = b.conv("conv", x, 2 * self.widths[level], 3)
+            filters = len(mask) * (5 + spec.num_classes)
+            raw = b.add("predict", Conv(filters, norm=False, bias=True), y)
+            detect = Detect(
+                anchors=spec.anchors,
+                mask=mask,
+                num_classes=spec.num_classes,
+                decoding=spec.decoding,
+                scale_xy=spec.scale_xy[level] if spec.scale_xy else 1.0,
+                softmax=spec.decoding == "region",
+            )
+            b.add("detect", detect, raw)
+        return y
+
+
+def tiny_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
+    """YOLOv3-tiny's feature pyramid: one 1x1, then up-sampling and concatenation with the tap; heads coarse to fine."""
+    top = len(levels) - 1
+    with b.scope("neck"):
+        x = b.conv(f"{levels.names[top]}.conv", levels.taps[top], levels.widths[top])
+    y = levels.predict(top, x)
+    for level in reversed(range(top)):
+        with b.scope(f"neck.{levels.names[level]}"):
+            x = b.conv("reduce", x, levels.widths[level])
+            x = b.concat("merge", b.upsample("upsample", x), levels.taps[level])
+        y = levels.predict(level, x)
+        x = y  # the next finer level continues from this head's 3x3 convolution
+
+
+def fpn_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
+    """YOLOv3's feature pyramid: no lateral convolutions, concatenation [up-sampled, tap], heads coarse to fine."""
+    top = len(levels) - 1
+    with b.scope(f"neck.{levels.names[top]}"):
+        x = _coarsest(b, spec, levels)
+    levels.predict(top, x)
+    for level in reversed(range(top)):
+        with b.scope(f"neck.{levels.names[level]}"):
+            x = b.upsample("upsample", b.conv("reduce", x, levels.widths[level]))
+            x = reversed_dark(b, b.concat("merge", x, levels.taps[level]), levels.widths[level], spec.neck.depth)
+        levels.predict(level, x)
+
+
+def path_aggregation_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
+    """Top-down then bottom-up paths (YOLOv4's PAN), of reversed Dark or reversed CSP stages; heads fine to coarse.
+
+    "csp-fpn" stops after the top-down path.
+    """
+    stage = reversed_csp if spec.neck.kind.startswith("csp") else reversed_dark
+    outputs = _top_down(b, spec, levels, stage)
+    bottom_up = spec.neck.kind != "csp-fpn"
+    if not spec.heads_last:
+        levels.predict(0, outputs[0])
+    for level in range(1, len(levels)):
+        if bottom_up:
+            with b.scope(f"neck.bottom_up.{levels.names[level]}"):
+                x = b.conv("down", outputs[level - 1], levels.widths[level], 3, 2)
+                x = b.concat("merge", x, outputs[level])
+                outputs[level] = stage(b, x, levels.widths[level], spec.neck.depth)
+        if not spec.heads_last:
+            levels.predict(level, outputs[level])
+    if spec.heads_last:
+        for level, x in enumerate(outputs):
+            levels.predict(level, x)
+
+
+def _top_down(
+    b: LayerBuilder, spec: ModelSpec, levels: _Levels, stage: Callable[[LayerBuilder, str, int, int], str]
+) -> list[str]:
+    top = len(levels) - 1
+    outputs = [""] * len(levels)
+    with b.scope(f"neck.top_down.{levels.names[top]}"):
+        outputs[top] = _coarsest(b, spec, levels)
+    for level in reversed(range(top)):
+        width = levels.widths[level]
+        with b.scope(f"neck.top_down.{levels.names[level]}"):
+            up = b.upsample("upsample", b.conv("reduce", outputs[level + 1], width))
+            lateral = b.conv("lateral", levels.taps[level], width)
+            outputs[level] = stage(b, b.concat("merge", lateral, up), width, spec.neck.depth)
+    return outputs
+
+
+def _coarsest(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> str:
+    neck, tap, width = spec.neck, levels.taps[-1], levels.widths[-1]
+    if neck.kind.startswith("csp"):
+        return spp_csp(b, tap, width, lead=neck.spp_lead, pairs=neck.spp_pairs)
+    return spp_dark(b, tap, width) if neck.spp else reversed_dark(b, tap, width, neck.depth)
+
+
+def passthrough_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
+    """YOLOv2: two 3x3 convolutions, then the reorganised finer tap beside them, then one more. One level."""
+    width = 2 * levels.widths[0]
+    finer = _tap_before(b, spec)
+    with b.scope("neck"):
+        x = b.conv("conv2", b.conv("conv1", levels.taps[0], width, 3), width, 3)
+        fine = b.add("reorg", Reorg(2), b.conv("reduce", finer, 64))
+        x = b.concat("merge", fine, x)
+    levels.predict(0, x)
+
+
+def _tap_before(b: LayerBuilder, spec: ModelSpec) -> str:
+    stage = len(spec.stages) - 1
+    return f"backbone.stage{stage}.conv{spec.stages[stage - 1].depth}"
+
+
+def plain_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
+    """No neck: the head reads the backbone (YOLOv2-tiny). One level."""
+    levels.predict(0, levels.taps[0])
+
+
+NECKS: dict[str, Callable[[LayerBuilder, ModelSpec, _Levels], None]] = {
+    "tiny": tiny_neck,
+    "fpn": fpn_neck,
+    "pan": path_aggregation_neck,
+    "csp-fpn": path_aggregation_neck,
+    "csp-pan": path_aggregation_neck,
+    "passthrough": passthrough_neck,
+    "plain": plain_neck,
+}

@@ -1,0 +1,125 @@
+"""ModelSpec: a whole network in about ten values. :func:`scaledyolo.arch.lower.lower` turns it into a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from scaledyolo.arch.ops import Activation, Decoding
+from scaledyolo.errors import SpecError
+
+Block = Literal["conv", "residual", "csp", "csp-wide", "resnext", "pcb"]
+Downsample = Literal["conv", "grouped-conv", "maxpool", "maxpool-same", "none"]
+NeckKind = Literal["fpn", "pan", "csp-fpn", "csp-pan", "tiny", "passthrough", "plain"]
+NormForm = Literal["branch", "concat"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stem:
+    """The first convolution; ``stride`` 2 in the tiny networks and in ResNeXt."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One backbone stage: a downsampling, then ``depth`` repetitions of its block.
+
+    ``channels`` is the width of the computation: what the stage puts out, except for "pcb" and "resnext", whose
+    concatenation puts out twice as much. ``hidden`` is the width inside a residual (default half). ``partition`` is the
+    a x b of a "pcb" (paper Table 9): a of its four slices go straight out, b through the transition.
+    """
+
+    block: Block
+    channels: int
+    depth: int = 1
+    downsample: Downsample = "conv"
+    hidden: int | None = None
+    partition: tuple[int, int] = (2, 2)
+    split_activation: Activation | None = None  # of the two convolutions that open a "resnext" stage
+
+
+@dataclass(frozen=True, slots=True)
+class Neck:
+    """What lies between backbone and heads; ``widths`` are its output channels from the finest level to the coarsest.
+
+    ``depth`` counts the convolution pairs of each reversed (CSP) stage. ``spp`` pools follow ``spp_lead`` convolutions
+    (a 3x3 and a 1x1) and are followed by ``spp_pairs`` pairs; in the CSP necks they form the SPPCSP block.
+    """
+
+    kind: NeckKind
+    widths: tuple[int, ...]
+    depth: int = 2
+    spp: bool = True
+    spp_lead: bool = True
+    spp_pairs: int = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network of the family as data.
+
+    ``norm_form`` says where CSP blocks normalise: "branch", each convolution its own (cfg form: Darknet, csp branch), or
+    "concat", once over the concatenation (yaml form: the published P5, P6, P7). The two are not equivalent in the neck.
+    """
+
+    name: str
+    size: int  # side of the square input in pixels at which it is trained and counted
+    stem: Stem
+    stages: tuple[Stage, ...]
+    neck: Neck
+    anchors: tuple[tuple[float, float], ...]  # (width, height) in pixels
+    masks: tuple[tuple[int, ...], ...]  # anchors of each level, finest level first
+    num_classes: int = 80
+    activation: Activation = "mish"
+    neck_activation: Activation | None = None  # where it differs from the backbone's
+    decoding: Decoding = "sigmoid-squared"
+    scale_xy: tuple[float, ...] = ()  # grid sensitivity of each level (exp decoding); empty means 1
+    norm_form: NormForm = "branch"
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.03
+    heads_last: bool = False  # heads after the whole neck instead of each at its level
+    resize: Literal["letterbox", "stretch"] = "letterbox"
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise SpecError(f"{self.name}: a detector needs at least one class, got {self.num_classes}")
+        if len(self.masks) != len(self.neck.widths):
+            raise SpecError(
+                f"{self.name}: {len(self.masks)} anchor masks for {len(self.neck.widths)} pyramid levels; they must agree"
+            )
+        if self.scale_xy and len(self.scale_xy) != len(self.masks):
+            raise SpecError(f"{self.name}: {len(self.scale_xy)} values of scale_xy for {len(self.masks)} levels")
+
+    def with_classes(self, num_classes: int) -> ModelSpec:
+        """The same network for another number of classes."""
+        return replace(self, num_classes=num_classes)
+
+    def with_size(self, size: int) -> ModelSpec:
+        """The same network designed for another input side in pixels."""
+        return replace(self, size=size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values (numbers, strings, lists) that :meth:`from_dict` reads back."""
+        return _plain(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
+        """Build a spec from plain values, strictly.
+
+        Raises:
+            SpecError: a key is unknown (the nearest known is named) or missing, or a value has the wrong shape.
+        """
+        from scaledyolo.arch.spec_io import build
+
+        return build(cls, values, where=str(values.get("name", "spec")))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return {key: _plain(getattr(value, key)) for key in value.__dataclass_fields__}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
