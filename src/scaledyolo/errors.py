@@ -1,17 +1,17 @@
 """Every error that the package raises on purpose.
 
-    ScaledYoloError            one sentence: what, where, what to do; the CLI prints it and exits with 2
-    ├── SpecError              a network that cannot exist: names the node and the shapes
-    ├── FormatError            a file that is not what it claims to be: names file and place
-    │   ├── CfgError           a Darknet cfg: names file and line
-    │   ├── WeightsError       a weight file that does not fit its network: bytes expected and found
-    │   └── CheckpointError    a damaged or mismatching checkpoint
-    ├── ConversionError        a conversion that cannot be exact, with the reason
-    ├── SourceError            an image, video or stream that cannot be read
-    ├── DataError              a data set that cannot be used: names file and line
-    ├── DownloadError          a download that failed or was not what was promised
-    ├── MissingPackageError    an optional package is needed: names the pip extra
-    └── UsageError             an option or value that makes no sense: names the nearest that does
+ScaledYoloError            one sentence: what, where, what to do; the CLI prints it and exits with 2
+├── SpecError              a network that cannot exist: names the node and the shapes
+├── FormatError            a file that is not what it claims to be: names file and place
+│   ├── CfgError           a Darknet cfg: names file and line
+│   ├── WeightsError       a weight file that does not fit its network: bytes expected and found
+│   └── CheckpointError    a damaged or mismatching checkpoint
+├── ConversionError        a conversion that cannot be exact, with the reason
+├── SourceError            an image, video or stream that cannot be read
+├── DataError              a data set that cannot be used: names file and line
+├── DownloadError          a download that failed or was not what was promised
+├── MissingPackageError    an optional package is needed: names the pip extra
+└── UsageError             an option or value that makes no sense: names the nearest that does
 """
 
 from __future__ import annotations

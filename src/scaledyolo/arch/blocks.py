@@ -1,7 +1,7 @@
 """The computational blocks of the family, each a short function that appends nodes to a graph.
 
-Concatenations list low channels first; the order of the nodes is that of the Darknet cfg files, in which the bypass of a
-CSP block comes before its main path (spec of the weight files).
+Concatenations list low channels first; the order of the nodes is that of the Darknet cfg files, in which the bypass of
+a CSP block comes before its main path.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LayerBuilder(GraphBuilder):
         return self.add(name, op, x)
 
     def branch_end(self, name: str, x: str, filters: int) -> str:
-        """The last 1x1 convolution of a CSP branch, which the "concat" form leaves bare until after the concatenation."""
+        """The last 1x1 convolution of a CSP branch, which the "concat" form leaves bare until the concatenation."""
         if self.norm_form == "branch":
             return self.conv(name, x, filters)
         return self.add(name, Conv(filters, norm=False), x)
@@ -139,24 +139,23 @@ def resnext_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
 def pcb_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
     """CSPOSANet with partial in computational block (paper Figure 3, Tables 4 and 9), width 2g.
 
-    Of the slices [unprocessed half, processed half, conv1, conv2], each g wide, the first a go straight to the output and
-    the last b through the transition, which is also the tap of the neck. The processed half is the second one.
+    Of the slices [unprocessed half, processed half, conv1, conv2], each g wide, the first a go straight to the output
+    and the last b through the transition, which is also the tap of the neck. The processed half is the second one.
     """
     growth = stage.channels // 2
-    straight, transited = stage.partition
-    if (straight, transited) not in {(1, 3), (2, 2), (3, 1)}:
-        raise ValueError(f"partition {stage.partition} does not share out four slices")
     base = b.conv("base", x, stage.channels, 3)
-    if straight == 1:
-        kept = b.add("kept", ChannelSplit(2, 0), base)
+    kept = b.add("kept", ChannelSplit(2, 0), base) if stage.partition == (1, 3) else base
     half = b.add("half", ChannelSplit(2, 1), base)
     first = b.conv("conv1", half, growth, 3)
     second = b.conv("conv2", first, growth, 3)
-    to_transition = {1: (second,), 2: (second, first), 3: (second, first, half)}[transited]
-    joined = b.concat("partial", *to_transition) if transited > 1 else second
-    transition = b.conv("transition", joined, transited * growth)
-    direct = {1: lambda: (kept,), 2: lambda: (base,), 3: lambda: (base, first)}[straight]()
-    return StageOutput(b.concat("concat", *direct, transition), transition)
+    straight, transited = {
+        (1, 3): ((kept,), (second, first, half)),
+        (2, 2): ((base,), (second, first)),
+        (3, 1): ((base, first), (second,)),
+    }[stage.partition]
+    partial = b.concat("partial", *transited) if len(transited) > 1 else second
+    transition = b.conv("transition", partial, len(transited) * growth)
+    return StageOutput(b.concat("concat", *straight, transition), transition)
 
 
 STAGES = {

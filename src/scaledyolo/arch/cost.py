@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import Add, BatchNorm, Conv, Detect, Pool, Shape, is_buffer
 
-# Header of a current .weights file: major, minor, revision (int32 each) and images seen (uint64). YOLOv2's had 16 bytes.
+# Header of a current .weights file: major, minor, revision (int32 each), images seen (uint64). YOLOv2's had 16 bytes.
 WEIGHTS_HEADER_BYTES = 20
 
 

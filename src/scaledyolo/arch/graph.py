@@ -80,7 +80,7 @@ class Graph:
         return self.shapes(self.height, self.width)
 
     def shapes(self, height: int, width: int) -> Mapping[str, Shape]:
-        """Shape (channels, height, width) of the image and of every node's output for an input of this size in pixels.
+        """Shape (channels, height, width) of the image and of every node's output, for an input size in pixels.
 
         Raises:
             SpecError: the size does not go through the network; names the node and the shapes.
@@ -93,7 +93,9 @@ class Graph:
             except SpecError as error:
                 raise SpecError(f"{self.name} at {height}x{width}: node {node.name!r}: {error}") from None
             if shape.height < 1 or shape.width < 1 or shape.channels < 1:
-                raise SpecError(f"{self.name} at {height}x{width}: node {node.name!r} would have an empty output {shape}")
+                raise SpecError(
+                    f"{self.name} at {height}x{width}: node {node.name!r} would have an empty output {shape}"
+                )
             shapes[node.name] = shape
         return shapes
 

@@ -1,4 +1,4 @@
-"""The operations a node can be: what each does to a shape, which tensors it stores, and how many multiplications it costs.
+"""The operations a node can be: what each does to a shape, which tensors it stores, how many multiplications it costs.
 
 Every class is frozen and final. ``out_shape`` is the only place where a shape rule is written down; spatial arithmetic
 follows Darknet's integer rules, which for the networks here coincide with those of ONNX and torch.
@@ -56,9 +56,7 @@ class _Op:
 
 
 def _norm_parameters(channels: int, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    return {
-        f"{prefix}{key}": (channels,) for key in ("weight", "bias", "running_mean", "running_var")
-    }
+    return {f"{prefix}{key}": (channels,) for key in ("weight", "bias", "running_mean", "running_var")}
 
 
 def is_buffer(parameter: str) -> bool:
@@ -74,7 +72,7 @@ def _same_size(op: str, inputs: tuple[Shape, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Conv(_Op):
-    """Convolution, then batch normalisation (``norm``) or a ``bias``, then an activation. The family's elementary unit."""
+    """Convolution, then batch normalisation (``norm``) or a ``bias``, then an activation: the elementary unit."""
 
     filters: int
     kernel: int = 1
@@ -155,9 +153,7 @@ class Pool(_Op):
 
     def out_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs
-        height, width = (
-            (side + self.padding - self.kernel) // self.stride + 1 for side in (shape.height, shape.width)
-        )
+        height, width = ((side + self.padding - self.kernel) // self.stride + 1 for side in (shape.height, shape.width))
         return Shape(shape.channels, height, width)
 
 
@@ -289,7 +285,8 @@ class DepthToSpace(_Op):
 class Reorg(_Op):
     """YOLOv2's historic passthrough: a permutation of the CHW buffer that is not a spatial rearrangement.
 
-    The buffer is read as (C/b², H·b, W·b), cut into blocks of b x b in row order, and the result read as (C·b², H/b, W/b).
+    The buffer is read as (C/b², H·b, W·b), cut into blocks of b x b in row order, and the result read as
+    (C·b², H/b, W/b).
     """
 
     block: int = 2
@@ -320,8 +317,8 @@ class Implicit(_Op):
 class Detect(_Op):
     """A detection head: says how the raw map it reads becomes boxes. It computes nothing in the network itself.
 
-    Channel ``a * (5 + num_classes) + j`` of the map belongs to anchor ``a``; j = 0..3 is the box, 4 objectness, then the
-    classes. ``decoding`` is one of the three families of the field (docs: decode).
+    Channel ``a * (5 + num_classes) + j`` of the map belongs to anchor ``a``; j = 0..3 is the box, 4 objectness, then
+    the classes. ``decoding`` names the family of formulas in :mod:`scaledyolo.postprocess.decode`.
     """
 
     anchors: tuple[tuple[float, float], ...]  # the full list of the model, (width, height) in pixels of the input
@@ -348,7 +345,8 @@ class Detect(_Op):
         expected = len(self.mask) * self.num_outputs
         if channels[0] != expected:
             raise SpecError(
-                f"{len(self.mask)} anchors x (5 + {self.num_classes} classes) need {expected} channels, got {channels[0]}"
+                f"{len(self.mask)} anchors x (5 + {self.num_classes} classes) need {expected} channels, "
+                f"got {channels[0]}"
             )
         if any(not 0 <= index < len(self.anchors) for index in self.mask):
             raise SpecError(f"mask {self.mask} points outside the list of {len(self.anchors)} anchors")
@@ -356,6 +354,20 @@ class Detect(_Op):
 
 
 Op = (
-    Conv | BatchNorm | Affine | Activate | Pool | GlobalAveragePool | Upsample | Concat | ChannelSplit | Add | Multiply
-    | SpaceToDepth | DepthToSpace | Reorg | Implicit | Detect
+    Conv
+    | BatchNorm
+    | Affine
+    | Activate
+    | Pool
+    | GlobalAveragePool
+    | Upsample
+    | Concat
+    | ChannelSplit
+    | Add
+    | Multiply
+    | SpaceToDepth
+    | DepthToSpace
+    | Reorg
+    | Implicit
+    | Detect
 )

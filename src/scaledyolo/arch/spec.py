@@ -13,6 +13,8 @@ Downsample = Literal["conv", "grouped-conv", "maxpool", "maxpool-same", "none"]
 NeckKind = Literal["fpn", "pan", "csp-fpn", "csp-pan", "tiny", "passthrough", "plain"]
 NormForm = Literal["branch", "concat"]
 
+PARTITIONS = ((1, 3), (2, 2), (3, 1))  # the ways to share out the four slices of a "pcb" (paper Table 9)
+
 
 @dataclass(frozen=True, slots=True)
 class Stem:
@@ -40,6 +42,12 @@ class Stage:
     partition: tuple[int, int] = (2, 2)
     split_activation: Activation | None = None  # of the two convolutions that open a "resnext" stage
 
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.depth < 0:
+            raise SpecError(f"a stage needs channels >= 1 and depth >= 0, got {self.channels} and {self.depth}")
+        if self.partition not in PARTITIONS:
+            raise SpecError(f"partition {self.partition} does not share out four slices; use one of {PARTITIONS}")
+
 
 @dataclass(frozen=True, slots=True)
 class Neck:
@@ -61,8 +69,9 @@ class Neck:
 class ModelSpec:
     """A network of the family as data.
 
-    ``norm_form`` says where CSP blocks normalise: "branch", each convolution its own (cfg form: Darknet, csp branch), or
-    "concat", once over the concatenation (yaml form: the published P5, P6, P7). The two are not equivalent in the neck.
+    ``norm_form`` says where CSP blocks normalise: "branch", each convolution its own (cfg form: Darknet, csp branch),
+    or "concat", once over the concatenation (yaml form: the published P5, P6, P7). In the neck the two are not
+    equivalent.
     """
 
     name: str
@@ -87,9 +96,7 @@ class ModelSpec:
         if self.num_classes < 1:
             raise SpecError(f"{self.name}: a detector needs at least one class, got {self.num_classes}")
         if len(self.masks) != len(self.neck.widths):
-            raise SpecError(
-                f"{self.name}: {len(self.masks)} anchor masks for {len(self.neck.widths)} pyramid levels; they must agree"
-            )
+            raise SpecError(f"{self.name}: {len(self.masks)} anchor masks for {len(self.neck.widths)} pyramid levels")
         if self.scale_xy and len(self.scale_xy) != len(self.masks):
             raise SpecError(f"{self.name}: {len(self.scale_xy)} values of scale_xy for {len(self.masks)} levels")
 

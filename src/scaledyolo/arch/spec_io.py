@@ -35,10 +35,11 @@ def build(cls: type[T], values: Any, where: str) -> T:
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return build(typing.cast("type[Any]", hint), value, where)
+        return value if type(value) is hint else build(hint, value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise SpecError(f"{where}: {value!r} is not one of {', '.join(map(str, arguments))}.{nearest(str(value), arguments)}")
+            known = ", ".join(map(str, arguments))
+            raise SpecError(f"{where}: {value!r} is not one of {known}.{nearest(str(value), map(str, arguments))}")
         return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -60,4 +61,5 @@ def _coerce_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[A
         return tuple(_coerce(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if len(value) != len(arguments):
         raise SpecError(f"{where}: expected {len(arguments)} values, got {len(value)}")
-    return tuple(_coerce(hint, item, f"{where}[{index}]") for index, (hint, item) in enumerate(zip(arguments, value, strict=True)))
+    pairs = zip(arguments, value, strict=True)
+    return tuple(_coerce(hint, item, f"{where}[{index}]") for index, (hint, item) in enumerate(pairs))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from scaledyolo.arch.ops import Activation
-from scaledyolo.arch.spec import Block, Downsample, ModelSpec, Neck, Stage, Stem
+from scaledyolo.arch.spec import Block, Downsample, ModelSpec, Neck, NeckKind, Stage, Stem
 from scaledyolo.errors import UsageError, nearest
 
 Anchors = tuple[tuple[float, float], ...]
@@ -29,7 +29,8 @@ ANCHORS_V4 = _pairs("12,16 19,36 40,28 36,75 76,55 72,146 142,110 192,243 459,40
 ANCHORS_TINY = _pairs("10,14 23,27 37,58 81,82 135,169 344,319")
 ANCHORS_P5 = _pairs("13,17 31,25 24,51 61,45 48,102 119,96 97,189 217,184 171,384 324,451 616,618 800,800")
 ANCHORS_P6 = _pairs(
-    "13,17 31,25 24,51 61,45 61,45 48,102 119,96 97,189 97,189 217,184 171,384 324,451 324,451 545,357 616,618 1024,1024"
+    "13,17 31,25 24,51 61,45 61,45 48,102 119,96 97,189 "
+    "97,189 217,184 171,384 324,451 324,451 545,357 616,618 1024,1024"
 )
 ANCHORS_P7 = _pairs(
     "13,17 22,25 27,66 55,41 57,88 112,69 69,177 136,138 136,138 287,114 134,275 268,248 "
@@ -54,7 +55,7 @@ def _stages(block: Block, widths: tuple[int, ...], depths: tuple[int, ...]) -> t
     return tuple(Stage(block, width, depth) for width, depth in zip(widths, depths, strict=True))
 
 
-# Backbones ------------------------------------------------------------------------------------------------------------
+# Backbones
 
 _WIDTHS = (64, 128, 256, 512, 1024)
 _DEPTHS = (1, 2, 8, 8, 4)
@@ -69,7 +70,7 @@ CSP_X = (Stage("residual", 80, 1), *_stages("csp", (160, 320, 640, 1280), (3, 10
 _NECK = (128, 256, 512)
 
 
-# Families -------------------------------------------------------------------------------------------------------------
+# Families
 
 
 def yolov3(name: str, size: int, *, spp: bool) -> ModelSpec:
@@ -256,15 +257,17 @@ def yolov2_tiny() -> ModelSpec:
     )
 
 
+TABLE8_BACKBONES = {"d53": DARKNET53, "cd53s": CSP_DARKNET53S}
+TABLE8_NECKS: Mapping[str, NeckKind] = {"fpnspp": "fpn", "cfpnspp": "csp-fpn", "panspp": "pan", "cpanspp": "csp-pan"}
+
+
 def table8(backbone: str, neck: str, activation: Activation) -> ModelSpec:
     """A network of the paper's Table 8: D53 or CD53s, one of four necks, leaky or Mish, at 608."""
-    stages = {"d53": DARKNET53, "cd53s": CSP_DARKNET53S}[backbone]
-    kind = {"fpnspp": "fpn", "cfpnspp": "csp-fpn", "panspp": "pan", "cpanspp": "csp-pan"}[neck]
-    name = f"table8-{backbone}-{neck}-{activation}"
-    return replace(csp(name, 608, activation), stages=stages, neck=replace(Neck("pan", _NECK), kind=kind))
+    spec = csp(f"table8-{backbone}-{neck}-{activation}", 608, activation)
+    return replace(spec, stages=TABLE8_BACKBONES[backbone], neck=Neck(TABLE8_NECKS[neck], _NECK))
 
 
-# The zoo --------------------------------------------------------------------------------------------------------------
+# The zoo
 
 
 def _all() -> Iterator[ModelSpec]:
@@ -292,11 +295,9 @@ def _all() -> Iterator[ModelSpec]:
         yield spec
         yield cfg_form(spec, f"{spec.name}-cfg")
     yield csresnext50("csresnext50-panet-spp-original-optimal", 608)
-    yield replace(
-        csresnext50("csresnext50-panet-spp", 608), anchors=ANCHORS_V3, scale_xy=()
-    )
-    for backbone in ("d53", "cd53s"):
-        for neck in ("fpnspp", "cfpnspp", "panspp", "cpanspp"):
+    yield replace(csresnext50("csresnext50-panet-spp", 608), anchors=ANCHORS_V3, scale_xy=())
+    for backbone in TABLE8_BACKBONES:
+        for neck in TABLE8_NECKS:
             yield table8(backbone, neck, "leaky")
             yield table8(backbone, neck, "mish")
     yield tiny("table9-cosa-1x3x", partition=(1, 3))
@@ -335,8 +336,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "tiny-yolov4": "yolov4-tiny",
         **{
             f"table8-{backbone}-{neck}": f"table8-{backbone}-{neck}-mish"
-            for backbone in ("d53", "cd53s")
-            for neck in ("fpnspp", "cfpnspp", "panspp", "cpanspp")
+            for backbone in TABLE8_BACKBONES
+            for neck in TABLE8_NECKS
         },
     }
 )

@@ -1,0 +1,149 @@
+"""One file holds a model: weights, the spec or graph of the network, class names, provenance. Safetensors, no pickle.
+
+The tensors are named like the parameters of the graph. The metadata of the file carries, as JSON:
+
+``format``        ``scaledyolo/1``
+``spec``          the ModelSpec, or
+``graph``         the graph, for a cfg that no spec describes
+``class_names``   names by contiguous class id
+``category_ids``  the ids of the original data set by contiguous class id, or null
+``provenance``    where the weights come from, their licence, how they were made: texts by topic
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaledyolo.arch.graph import Graph
+from scaledyolo.arch.graph_io import graph_from_dict, graph_to_dict
+from scaledyolo.arch.lower import lower
+from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.errors import CheckpointError, ScaledYoloError, SpecError
+from scaledyolo.weights import check_weights
+
+FORMAT = "scaledyolo/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained or converted model, complete.
+
+    ``weights`` maps every name of ``graph.parameters`` to a float array of its shape. ``spec`` is None where only the
+    graph describes the network. ``category_ids[i]`` is the id that class ``i`` had in its data set.
+    """
+
+    graph: Graph
+    weights: Mapping[str, np.ndarray]
+    class_names: tuple[str, ...]
+    spec: ModelSpec | None = None
+    category_ids: tuple[int, ...] | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_weights(self.graph, self.weights)
+        for values, what in ((self.class_names, "class names"), (self.category_ids, "category ids")):
+            if values is not None and len(values) != self.graph.num_classes:
+                raise CheckpointError(
+                    f"{self.graph.name}: {len(values)} {what} for a network of {self.graph.num_classes} classes; "
+                    "give one for each class"
+                )
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float32") -> None:
+    """Write a checkpoint atomically; ``dtype`` "float16" halves the file.
+
+    Raises:
+        ScaledYoloError: the file cannot be written (disk full, no permission); nothing half-written remains.
+    """
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(value, dtype) for name, value in checkpoint.weights.items()}
+    network = {"spec": checkpoint.spec.to_dict()} if checkpoint.spec else {"graph": graph_to_dict(checkpoint.graph)}
+    metadata = {
+        "format": FORMAT,
+        **{key: json.dumps(value) for key, value in network.items()},
+        "class_names": json.dumps(checkpoint.class_names, ensure_ascii=False),
+        "category_ids": json.dumps(checkpoint.category_ids),
+        "provenance": json.dumps(dict(checkpoint.provenance), ensure_ascii=False),
+    }
+    with atomic_file(Path(path)) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it when the block ends well and vanishes when it does not.
+
+    Raises:
+        ScaledYoloError: the file system refused (disk full, no permission, no folder), in one sentence.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise ScaledYoloError(f"cannot write {path}: {error.strerror or error}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        raise ScaledYoloError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint, strictly; weights come as float32.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another program, or does not fit its own spec.
+    """
+    metadata, tensors = _read(Path(path))
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a scaledyolo checkpoint (format {metadata.get('format')!r}); "
+            "convert foreign weights with `scaledyolo convert SRC DST`"
+        )
+    try:
+        facts: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+        spec = ModelSpec.from_dict(facts["spec"]) if "spec" in facts else None
+        graph = lower(spec) if spec else graph_from_dict(facts["graph"])
+        category_ids = facts["category_ids"]
+        return Checkpoint(
+            graph=graph,
+            weights={name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()},
+            class_names=tuple(map(str, facts["class_names"])),
+            spec=spec,
+            category_ids=None if category_ids is None else tuple(map(int, category_ids)),
+            provenance={str(key): str(value) for key, value in facts["provenance"].items()},
+        )
+    except (CheckpointError, SpecError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: the description inside the file is damaged ({error})") from None
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
