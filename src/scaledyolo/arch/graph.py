@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from scaledyolo.arch.ops import Detect, Op, Shape
+from scaledyolo.arch.ops import Add, ChannelSplit, Concat, Conv, Detect, Multiply, Op, Shape
 from scaledyolo.errors import SpecError
 
 Resize = Literal["letterbox", "stretch"]
@@ -175,9 +175,61 @@ class Graph:
         self.check_size(height, width)
         return replace(self, height=height, width=width)
 
+    def signature(self) -> tuple[tuple[Op, tuple[int, ...]], ...]:
+        """The network without its names: for every node its operation and the positions of its inputs (-1: the image).
+
+        Two graphs with equal signatures compute the same function of the same parameters in the same order. Ways of
+        writing one thing are made one: nodes that only rename vanish, inputs of a symmetric operation are sorted, a
+        logistic that a head expects of the convolution before it counts as the head's own, anchors are those of the
+        level. What follows the network (non-maximum suppression) is left out.
+        """
+        position = {self.INPUT: -1}
+        activated = {node.inputs[0] for node in self.heads if self.head_op(node).activated}
+        entries: list[tuple[Op, tuple[int, ...]]] = []
+        for node in self.nodes:
+            if _only_renames(node.op, len(node.inputs)):
+                position[node.name] = position[node.inputs[0]]
+                continue
+            op = node.op
+            if node.name in activated and isinstance(op, Conv) and self.consumers[node.name][1:] == ():
+                op = replace(op, activation="linear")
+            inputs = tuple(position[source] for source in node.inputs)
+            if self._is_symmetric(node):
+                inputs = tuple(sorted(inputs, reverse=True))
+            position[node.name] = len(entries)
+            entries.append((_canonical_head(op) if isinstance(op, Detect) else op, inputs))
+        return tuple(entries)
+
+    def _is_symmetric(self, node: Node) -> bool:
+        """Whether the order of the inputs makes no difference: unweighted sums and products of maps of one shape."""
+        if not (isinstance(node.op, Multiply) or (isinstance(node.op, Add) and node.op.weights == "none")):
+            return False
+        return len({self._native_shapes[source] for source in node.inputs}) == 1
+
     def with_nodes(self, nodes: tuple[Node, ...]) -> Graph:
         """The same input facts over other nodes."""
         return replace(self, nodes=nodes)
+
+
+def _only_renames(op: Op, num_inputs: int) -> bool:
+    return (isinstance(op, Concat) and num_inputs == 1) or (isinstance(op, ChannelSplit) and op.groups == 1)
+
+
+def _canonical_head(op: Detect) -> Detect:
+    return replace(
+        op,
+        anchors=op.level_anchors,
+        mask=tuple(range(len(op.mask))),
+        activated=False,
+        nms_kind="default",
+        beta_nms=0.6,
+        scale_xy=op.scale_xy if op.decoding == "exp" else 1.0,
+    )
+
+
+def same_network(first: Graph, second: Graph) -> bool:
+    """Whether two graphs are one network apart from names: equal :meth:`Graph.signature`."""
+    return first.signature() == second.signature()
 
 
 class GraphBuilder:

@@ -35,7 +35,8 @@ def build(cls: type[T], values: Any, where: str) -> T:
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return value if type(value) is hint else build(hint, value, where)
+        cls = typing.cast("type[Any]", hint)
+        return value if isinstance(value, cls) else build(cls, value, where)
     if origin is typing.Literal:
         if value not in arguments:
             known = ", ".join(map(str, arguments))

@@ -165,7 +165,7 @@ def yaml_form(spec: ModelSpec, name: str) -> ModelSpec:
 
 
 def tiny(name: str, *, size: int = 416, partition: tuple[int, int] = (2, 2), levels: int = 2) -> ModelSpec:
-    """YOLOv4-tiny: CSPOSANet, partial in computational block, growth rate half the base (paper section 3.2, Figure 3)."""
+    """YOLOv4-tiny: CSPOSANet, partial in computational block, growth rate half the base (paper 3.2, Figure 3)."""
     downsamples: tuple[Downsample, ...] = ("conv", "maxpool", "maxpool")
     pcb = tuple(
         Stage("pcb", width, downsample=down, partition=partition)

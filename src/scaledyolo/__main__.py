@@ -1,0 +1,7 @@
+"""`python -m scaledyolo` is the command line."""
+
+import sys
+
+from scaledyolo.cli import main
+
+sys.exit(main())

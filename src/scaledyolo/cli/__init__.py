@@ -1,0 +1,74 @@
+"""The command line: verbs that parse, call and print. Nothing is imported before its verb is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from scaledyolo import __version__
+from scaledyolo.errors import ScaledYoloError, nearest
+
+# verb: (module below scaledyolo.cli, class in it, one line for the overview)
+VERBS: dict[str, tuple[str, str, str]] = {
+    "detect": ("detect", "Detect", "find objects in images, folders, videos and streams"),
+    "convert": ("convert", "Convert", "bring Darknet and PyTorch weights to a safe file, or back to Darknet"),
+    "describe": ("describe", "Describe", "print parameters, operations, boxes and strides of a network"),
+    "download": ("download", "Download", "fetch official weights by name, verified"),
+    "zoo": ("zoo", "Zoo", "list every network by name"),
+}
+
+EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
+EXIT_ERROR = 2  # nothing, or not all, could be done
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 done, 1 some inputs skipped, 2 error, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except ScaledYoloError as error:
+        print(f"scaledyolo: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("scaledyolo: interrupted; what was done is kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"scaledyolo: {place}{error.strerror or error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if arguments else EXIT_ERROR
+    if arguments[0] in ("-V", "--version"):
+        print(f"scaledyolo {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"scaledyolo: there is no verb {verb!r}.{nearest(verb, VERBS)} See `scaledyolo --help`.", file=sys.stderr)
+        return EXIT_ERROR
+    module, name, summary = VERBS[verb]
+    command = getattr(importlib.import_module(f"scaledyolo.cli.{module}"), name)
+    import tyro
+
+    parsed = tyro.cli(command, prog=f"scaledyolo {verb}", description=summary.capitalize() + ".", args=rest)
+    return int(parsed.run() or 0)
+
+
+def overview() -> str:
+    """The text of `scaledyolo --help`."""
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{summary}" for verb, (_, _, summary) in VERBS.items())
+    return (
+        "Object detection with the Scaled-YOLOv4 family.\n\n"
+        f"usage: scaledyolo VERB ... | --version\n\n{verbs}\n\n"
+        "`scaledyolo VERB --help` explains each."
+    )
