@@ -12,7 +12,7 @@ from scaledyolo.arch.graph import GraphBuilder
 from scaledyolo.arch.ops import Activation, Add, BatchNorm, ChannelSplit, Concat, Conv, Pool, Upsample
 from scaledyolo.arch.spec import NormForm, Stage
 
-SPP_POOLS = (13, 9, 5)  # kernels of the stride-1 pools of spatial pyramid pooling
+SPP_POOLS = (5, 9, 13)  # kernels of the stride-1 pools of spatial pyramid pooling, in the order of the cfgs
 RESNEXT_GROUPS = 32
 
 
@@ -169,9 +169,9 @@ STAGES = {
 
 
 def spatial_pyramid(b: LayerBuilder, x: str) -> str:
-    """Stride-1 max pools of 13, 9 and 5 beside the input (SPP); the published P5-P7 list them the other way round."""
+    """Stride-1 max pools of 13, 9 and 5, then the input (SPP); the published P5-P7 concatenate the other way round."""
     pools = [b.max_pool(f"pool{kernel}", x, kernel, 1) for kernel in SPP_POOLS]
-    parts = (*pools, x) if b.norm_form == "branch" else (x, *reversed(pools))
+    parts = (*reversed(pools), x) if b.norm_form == "branch" else (x, *pools)
     return b.concat("pyramid", *parts)
 
 
