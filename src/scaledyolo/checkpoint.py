@@ -33,29 +33,38 @@ from scaledyolo.weights import check_weights
 FORMAT = "scaledyolo/1"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A trained or converted model, complete.
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """Everything of a checkpoint but its weights.
 
-    ``weights`` maps every name of ``graph.parameters`` to a float array of its shape. ``spec`` is None where only the
-    graph describes the network. ``category_ids[i]`` is the id that class ``i`` had in its data set.
+    ``spec`` is None where only the graph describes the network. ``category_ids[i]`` is the id that class ``i`` had in
+    its data set. ``provenance`` holds texts by topic.
     """
 
     graph: Graph
-    weights: Mapping[str, np.ndarray]
     class_names: tuple[str, ...]
     spec: ModelSpec | None = None
     category_ids: tuple[int, ...] | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_weights(self.graph, self.weights)
         for values, what in ((self.class_names, "class names"), (self.category_ids, "category ids")):
             if values is not None and len(values) != self.graph.num_classes:
                 raise CheckpointError(
                     f"{self.graph.name}: {len(values)} {what} for a network of {self.graph.num_classes} classes; "
                     "give one for each class"
                 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Description):
+    """A trained or converted model: ``weights`` maps every name of ``graph.parameters`` to a float32 array."""
+
+    weights: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_weights(self.graph, self.weights)
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float32") -> None:
@@ -110,9 +119,28 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint, strictly; weights come as float32.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of another program, or does not fit its own spec.
+        CheckpointError: the file is missing, damaged, of another program, or does not fit its own description.
     """
-    metadata, tensors = _read(Path(path))
+    with _open(Path(path)) as file:
+        described = _describe(dict(file.metadata() or {}), path)
+        weights = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+    try:
+        return Checkpoint(**vars(described), weights=weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_description(path: str | os.PathLike[str]) -> Description:
+    """Read everything of a checkpoint but its weights.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another program.
+    """
+    with _open(Path(path)) as file:
+        return _describe(dict(file.metadata() or {}), path)
+
+
+def _describe(metadata: dict[str, str], path: str | os.PathLike[str]) -> Description:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: not a scaledyolo checkpoint (format {metadata.get('format')!r}); "
@@ -121,11 +149,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         facts: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
         spec = ModelSpec.from_dict(facts["spec"]) if "spec" in facts else None
-        graph = lower(spec) if spec else graph_from_dict(facts["graph"])
         category_ids = facts["category_ids"]
-        return Checkpoint(
-            graph=graph,
-            weights={name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()},
+        return Description(
+            graph=lower(spec) if spec else graph_from_dict(facts["graph"]),
             class_names=tuple(map(str, facts["class_names"])),
             spec=spec,
             category_ids=None if category_ids is None else tuple(map(int, category_ids)),
@@ -137,13 +163,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: the description inside the file is damaged ({error})") from None
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+            yield file
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None

@@ -95,8 +95,10 @@ def text(summary: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines = [
         f"{summary['name']} at {summary['height']}x{summary['width']}, {summary['num_classes']} classes",
         f"  parameters        {summary['params']:,}{folded}",
-        f"  multiply-adds     {summary['macs'] / 1e9:,.3f} G  = {summary['gflops']:,.3f} GFLOP"
-        f"  (Darknet counts {summary['darknet_bflops']:,.3f} BFLOP)",
+        (
+            f"  multiply-adds     {summary['macs'] / 1e9:,.3f} G  = {summary['gflops']:,.3f} GFLOP"
+            f"  (Darknet counts {summary['darknet_bflops']:,.3f} BFLOP)"
+        ),
         f"  candidate boxes   {summary['boxes']:,}",
         f"  strides           {', '.join(map(str, summary['strides']))} pixels",
         f"  receptive fields  {', '.join(map(str, summary['receptive_fields']))} pixels",

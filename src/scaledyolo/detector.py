@@ -1,0 +1,246 @@
+"""Story 1: an image becomes detections. Letterbox, engine, decode, suppress, undo the letterbox."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.data.letterbox import Placement, images_to_input, letterbox, stretch
+from scaledyolo.engines import open_engine
+from scaledyolo.errors import UsageError, nearest
+from scaledyolo.model import load_model
+from scaledyolo.postprocess import NMS, Candidates, decode_candidates, suppress
+
+if TYPE_CHECKING:
+    import supervision as sv
+    from PIL import Image
+
+    from scaledyolo.sources import Frame
+
+RgbImage = npt.NDArray[np.uint8]
+ModelSource = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | Checkpoint
+
+STAGES = ("resize", "network", "decode", "suppress")
+
+
+@dataclass
+class StageTimes:
+    """Seconds spent in each stage and images that went through, summed over all calls of a detector."""
+
+    images: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def milliseconds_per_image(self) -> Mapping[str, float]:
+        """Mean of each stage."""
+        return {stage: 1e3 * value / max(self.images, 1) for stage, value in self.seconds.items()}
+
+
+class Detector:
+    """Finds objects in images with a trained model.
+
+    >>> detector = Detector("yolov4-tiny.safetensors")          # doctest: +SKIP
+    >>> detections = detector("street.jpg")                     # doctest: +SKIP
+
+    Safe to call from several threads at once.
+
+    Args:
+        model: a checkpoint (path or loaded), a Darknet pair ``("x.cfg", "x.weights")``, or the name of official
+            weights in the cache.
+        confidence: lowest score, objectness times class probability, 0 to 1.
+        iou: overlap above which the weaker of two boxes of one class is dropped.
+        nms: the whole suppression, in place of ``iou``, ``agnostic`` and ``max_detections``.
+        size: side, or (height, width), of the network input in pixels; by default the model's own.
+        resize: "letterbox" keeps the aspect, "stretch" does not; by default as the model was trained.
+        classes: names or ids of the classes to report; by default all.
+        agnostic: whether boxes of different classes suppress each other.
+        max_detections: most boxes reported for an image.
+        multi_label: whether a box counts once for every class above ``confidence`` (evaluation).
+        engine: "auto", "onnxruntime" or "torch".
+        device: "auto", "cpu" or "cuda".
+        half: whether the network computes in half precision, where the engine can.
+        threads: threads of the engine on a CPU; by default all cores.
+        names: class names or a file with one a line, for a Darknet pair.
+        download: whether official weights that are not in the cache may be fetched.
+
+    Raises:
+        ScaledYoloError: the model cannot be read, or an option does not fit it; one sentence.
+    """
+
+    def __init__(  # noqa: PLR0913 - the options of the product, all by name
+        self,
+        model: ModelSource,
+        *,
+        confidence: float = 0.25,
+        iou: float = 0.45,
+        nms: NMS | None = None,
+        size: int | tuple[int, int] | None = None,
+        resize: Literal["letterbox", "stretch"] | None = None,
+        classes: Sequence[int | str] | None = None,
+        agnostic: bool = False,
+        max_detections: int = 300,
+        multi_label: bool = False,
+        engine: str = "auto",
+        device: str = "auto",
+        half: bool = False,
+        threads: int | None = None,
+        names: str | os.PathLike[str] | Sequence[str] | None = None,
+        download: bool = False,
+    ) -> None:
+        if not 0 <= confidence <= 1:
+            raise UsageError(f"confidence must lie between 0 and 1, got {confidence}")
+        if resize not in (None, "letterbox", "stretch"):
+            raise UsageError(f"resize is 'letterbox' or 'stretch', got {resize!r}")
+        checkpoint = model if isinstance(model, Checkpoint) else load_model(model, names=names, download=download)
+        graph = checkpoint.graph
+        self.names = checkpoint.class_names
+        self.category_ids = checkpoint.category_ids
+        self.height, self.width = (size, size) if isinstance(size, int) else size or (graph.height, graph.width)
+        graph.check_size(self.height, self.width)
+        self.resize = resize or graph.resize
+        self.confidence = confidence
+        self.nms = nms or NMS(iou=iou, class_agnostic=agnostic, max_detections=max_detections)
+        self.class_ids = None if classes is None else tuple(self._class_id(item) for item in classes)
+        self.multi_label = multi_label
+        self.engine = open_engine(engine, graph, checkpoint.weights, device=device, half=half, threads=threads)
+        self.times = StageTimes()
+        self._detects = graph.detects
+        self._lock = threading.Lock()
+        self._names_array = np.array(self.names)
+
+    def __call__(self, image: Any, *, bgr: bool = False) -> sv.Detections | list[sv.Detections]:
+        """Detect objects in one image or in a list of images.
+
+        Args:
+            image: a path, an array (height, width, 3) uint8, or a Pillow image; or a list of such.
+            bgr: whether arrays hold blue, green, red, as OpenCV reads them, instead of red, green, blue.
+
+        Returns:
+            ``supervision.Detections``: ``xyxy`` float32 in pixels of the image, ``confidence``, ``class_id`` from 0,
+            ``data["class_name"]``; a list of them for a list.
+
+        Raises:
+            SourceError: a file cannot be read as an image.
+            UsageError: an array is not uint8 with three channels.
+        """
+        if isinstance(image, (list, tuple)):
+            return self.detect_batch([as_rgb(item, bgr=bgr) for item in image])
+        return self.detect_batch([as_rgb(image, bgr=bgr)])[0]
+
+    def detect_batch(self, images: Sequence[RgbImage]) -> list[sv.Detections]:
+        """Detections of each image (height, width, 3) uint8 RGB; the network runs once over all of them."""
+        found = self.candidates(images)
+        return [self._as_detections(candidates) for candidates in found]
+
+    def candidates(self, images: Sequence[RgbImage]) -> list[Candidates]:
+        """Like :meth:`detect_batch`, as plain arrays: boxes in pixels of each image."""
+        if not images:
+            return []
+        clock = [time.perf_counter()]
+        placed = [self._place(image) for image in images]
+        batch = images_to_input([canvas for canvas, _ in placed])
+        clock.append(time.perf_counter())
+        maps = self.engine.run(batch)
+        clock.append(time.perf_counter())
+        candidates = decode_candidates(
+            maps, self._detects, (self.height, self.width), self.confidence, self.multi_label, self.class_ids
+        )
+        clock.append(time.perf_counter())
+        kept = [suppress(found, self.nms) for found in candidates]
+        result = [_in_image(found, placement) for found, (_, placement) in zip(kept, placed, strict=True)]
+        clock.append(time.perf_counter())
+        self._count(len(images), clock)
+        return result
+
+    def stream(self, source: Any, *, batch: int = 1, **options: Any) -> Iterator[tuple[Frame, sv.Detections]]:
+        """Detect in every frame of a file, folder, glob, video, camera or stream, as it comes.
+
+        Args:
+            source: anything that :func:`scaledyolo.sources.open_source` opens.
+            batch: frames that go through the network at once.
+            options: passed to ``open_source``.
+
+        Yields:
+            (frame, detections) in order; frames that could not be read are left out (``open_source`` shows them).
+        """
+        from scaledyolo.sources import open_source
+
+        waiting: list[Frame] = []
+        for frame in open_source(source, **options):
+            if frame.image is not None:
+                waiting.append(frame)
+            if len(waiting) == batch:
+                yield from zip(waiting, self._detect_frames(waiting), strict=True)
+                waiting = []
+        if waiting:
+            yield from zip(waiting, self._detect_frames(waiting), strict=True)
+
+    def _detect_frames(self, frames: Sequence[Frame]) -> list[sv.Detections]:
+        return self.detect_batch([frame.image for frame in frames if frame.image is not None])
+
+    def _place(self, image: RgbImage) -> tuple[RgbImage, Placement]:
+        place = letterbox if self.resize == "letterbox" else stretch
+        return place(image, self.height, self.width)
+
+    def _count(self, images: int, clock: Sequence[float]) -> None:
+        with self._lock:
+            self.times.images += images
+            for stage, start, end in zip(STAGES, clock[:-1], clock[1:], strict=True):
+                self.times.seconds[stage] += end - start
+
+    def _as_detections(self, found: Candidates) -> sv.Detections:
+        import supervision as sv
+
+        return sv.Detections(
+            xyxy=found.boxes_xyxy,
+            confidence=found.scores,
+            class_id=found.class_ids,
+            data={"class_name": self._names_array[found.class_ids]},
+        )
+
+    def _class_id(self, item: int | str) -> int:
+        if isinstance(item, str) and item in self.names:
+            return self.names.index(item)
+        if isinstance(item, str) and not item.lstrip("-").isdigit():
+            raise UsageError(f"there is no class named {item!r}.{nearest(item, self.names)}")
+        if not 0 <= int(item) < len(self.names):
+            raise UsageError(f"there is no class {item}; this model has classes 0 to {len(self.names) - 1}")
+        return int(item)
+
+
+def as_rgb(image: Any, *, bgr: bool = False) -> RgbImage:
+    """An image (height, width, 3) uint8 RGB from a path, an array or a Pillow image.
+
+    Raises:
+        SourceError: the file cannot be read as an image.
+        UsageError: the array is not uint8 with three channels.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        from scaledyolo.sources import read_image
+
+        return read_image(image)
+    if not isinstance(image, np.ndarray):
+        return _from_pillow(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise UsageError(f"an image array is uint8 of shape (height, width, 3), got {image.dtype} {image.shape}")
+    return np.ascontiguousarray(image[..., ::-1]) if bgr else image
+
+
+def _from_pillow(image: Image.Image) -> RgbImage:
+    from PIL import Image, ImageOps
+
+    if not isinstance(image, Image.Image):
+        raise UsageError(f"an image is a path, an array or a Pillow image, got {type(image).__name__}")
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _in_image(found: Candidates, placement: Placement) -> Candidates:
+    boxes = placement.undo(np.asarray(found.boxes_xyxy)).astype(np.float32)
+    return replace(found, boxes_xyxy=boxes)

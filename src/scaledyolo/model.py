@@ -1,0 +1,156 @@
+"""From what a user names to a model: zoo names, spec files, Darknet cfgs with their weights, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scaledyolo.arch.graph import Graph
+from scaledyolo.arch.lower import lower
+from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.arch.zoo import ALIASES, ZOO, find
+from scaledyolo.errors import FormatError, SpecError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from scaledyolo.checkpoint import Checkpoint
+
+PathLike = str | os.PathLike[str]
+SPEC_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def load_graph(source: PathLike, *, num_classes: int | None = None) -> Graph:
+    """The network that ``source`` names, without weights: zoo name, spec file, Darknet cfg or checkpoint.
+
+    Raises:
+        ScaledYoloError: there is no such network or file, it is damaged, or its class count cannot be changed.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix in SPEC_SUFFIXES:
+        spec = read_spec(path)
+        return lower(spec.with_classes(num_classes) if num_classes is not None else spec)
+    if suffix == ".cfg":
+        from scaledyolo.convert.darknet_cfg import read_cfg
+
+        return _with_classes(read_cfg(path).graph, num_classes, source)
+    if suffix == ".safetensors":
+        from scaledyolo.checkpoint import load_description
+
+        return _with_classes(load_description(path).graph, num_classes, source)
+    spec = _find(source)
+    return lower(spec.with_classes(num_classes) if num_classes is not None else spec)
+
+
+def _with_classes(graph: Graph, num_classes: int | None, source: PathLike) -> Graph:
+    if num_classes not in (None, graph.num_classes):
+        raise UsageError(
+            f"{source}: made for {graph.num_classes} classes, which a file with a fixed network cannot change; "
+            f"name a network of the zoo for {num_classes}"
+        )
+    return graph
+
+
+def _find(source: PathLike) -> ModelSpec:
+    name = str(source)
+    if name.lower() in ZOO or name.lower() in ALIASES:
+        return find(name)
+    if os.sep in name or Path(name).suffix:
+        missing = "no such file" if not Path(name).exists() else "not a file that describes a network"
+        raise UsageError(f"{name}: {missing}; give a zoo name, .yaml, .cfg or .safetensors")
+    return find(name)
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """A spec from a YAML or JSON file.
+
+    Raises:
+        FormatError: the file is missing or not YAML or JSON.
+        SpecError: a key is unknown or missing, or a value does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    values: Any
+    if path.suffix.lower() == ".json":
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise FormatError(f"{path}: not JSON ({error})") from None
+    else:
+        import yaml
+
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise FormatError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    try:
+        return ModelSpec.from_dict(values)
+    except (SpecError, AttributeError) as error:
+        message = error if isinstance(error, SpecError) else "a spec is a mapping of values"
+        raise SpecError(f"{path}: {message}") from None
+
+
+def load_model(
+    source: PathLike | tuple[PathLike, PathLike],
+    *,
+    names: PathLike | Sequence[str] | None = None,
+    download: bool = False,
+) -> Checkpoint:
+    """The trained model that ``source`` names.
+
+    Args:
+        source: a checkpoint (.safetensors), a Darknet pair ``("x.cfg", "x.weights")`` or either of its two files where
+            the other lies beside it under the same name, or the name of official weights.
+        names: class names, or a file with one a line; for Darknet pairs.
+        download: whether official weights that are not in the cache may be fetched.
+
+    Raises:
+        ScaledYoloError: there is no such model, it is damaged, or its parts do not fit.
+    """
+    if isinstance(source, (tuple, list)):
+        if len(source) != 2:
+            raise UsageError(f"a Darknet model is a pair (cfg, weights), got {len(source)} files")
+        return _load_darknet(Path(source[0]), Path(source[1]), names)
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        from scaledyolo.checkpoint import load_checkpoint
+
+        return load_checkpoint(path)
+    if suffix in (".cfg", ".weights"):
+        other = path.with_suffix(".weights" if suffix == ".cfg" else ".cfg")
+        if not other.is_file():
+            raise UsageError(f"{path}: its other half {other} does not exist; give both, cfg and weights")
+        return _load_darknet(path.with_suffix(".cfg"), path.with_suffix(".weights"), names)
+    if suffix in (".pt", ".pth"):
+        raise UsageError(f"{path}: convert it first: scaledyolo convert {path} {path.with_suffix('.safetensors')}")
+    return _load_official(str(source), download)
+
+
+def _load_darknet(cfg: Path, weights: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:
+    from scaledyolo.convert.darknet import load_darknet
+
+    return load_darknet(cfg, weights, names=names)
+
+
+def _load_official(name: str, download: bool) -> Checkpoint:
+    from scaledyolo.convert.darknet import from_darknet
+    from scaledyolo.download import fetch
+
+    spec = _find(name)
+    weights = fetch(spec.name, allow_download=download)
+    if weights.suffix != ".weights":
+        raise UsageError(
+            f"{name}: its official weights are a PyTorch file; convert them once: "
+            f"scaledyolo convert {weights} {name}.safetensors"
+        )
+    return from_darknet(spec, weights)
+
+
+def suggest(name: str) -> str:
+    """``Did you mean`` for a mistyped network name."""
+    return nearest(name, [*ZOO, *ALIASES])
