@@ -1,4 +1,4 @@
-"""Checkpoints written by torch itself, read without torch and compared with ``state_dict()``: names, order, every bit."""
+"""Checkpoints written by torch itself, read without torch and compared with ``state_dict()``: names, order, bits."""
 
 from __future__ import annotations
 
@@ -181,7 +181,8 @@ def special_tensors() -> dict[str, Any]:
     with_state.note = "kept out"
     with_attribute = torch.rand(2, 2)
     with_attribute.note = "kept out"
-    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    floats = (torch.float64, torch.float16, torch.bfloat16)
+    integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     return {
         "base": base,
         "transposed": base.permute(2, 0, 1),
@@ -198,7 +199,7 @@ def special_tensors() -> dict[str, Any]:
         "tensor with attribute": with_attribute,
         "tied": base,
         "complex": torch.tensor([1 + 2j]),
-        **{str(kind): (torch.randn(7) * 50).to(kind) for kind in kinds},
+        **{str(kind): (torch.randn(7) * 50).to(kind) for kind in (*floats, *integers)},
     }
 
 

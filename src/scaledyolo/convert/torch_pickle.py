@@ -23,7 +23,16 @@ import numpy.typing as npt
 
 from scaledyolo.convert.foreign_values import PlainData
 from scaledyolo.convert.pickle_machine import ByteReader, Global, Inert, RefusedPickleError, load_data
-from scaledyolo.convert.torch_storage import BUILDERS, Segment, Storage, StorageFile, Tensor, is_known, storage_from_id
+from scaledyolo.convert.torch_storage import (
+    BUILDERS,
+    Segment,
+    Storage,
+    StorageFile,
+    Tensor,
+    check_sum,
+    is_known,
+    storage_from_id,
+)
 from scaledyolo.errors import FormatError
 
 Container = Literal["zip", "legacy"]
@@ -142,6 +151,7 @@ def _open_zip(path: Path, data: mmap.mmap) -> _Opened:
         byteorder = bytes(data[order.start : order.start + min(order.nbytes, 16)]).decode("latin-1").strip()
     if byteorder not in ("little", "big"):
         raise RefusedPickleError(f"its byte order is {byteorder!r}")
+    check_sum(data, where, "its data.pkl")
     reader = ByteReader(data, where.start, where.start + where.nbytes)
     content, names = load_data(reader, BUILDERS, storage_from_id)
     folder = f"{prefix}data/"

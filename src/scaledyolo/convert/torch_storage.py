@@ -148,7 +148,7 @@ def _tensor(args: tuple[Any, ...], elements: ElementType | None = None) -> Tenso
     reach = offset if 0 in size else offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and reach * elements.itemsize > storage.numel * storage.elements.itemsize:
         raise RefusedPickleError(
-            f"a tensor of size {list(size)} ends at {reach} in storage {storage.key!r}, which has {storage.numel} elements"
+            f"a tensor of size {list(size)} ends at {reach} in storage {storage.key!r} of {storage.numel} elements"
         )
     return tensor
 
@@ -235,6 +235,15 @@ class Segment:
     crc32: int | None = None
 
 
+def check_sum(data: mmap.mmap, segment: Segment, what: str) -> None:
+    """Raise RefusedPickleError if the container keeps a checksum of the segment and the bytes have another."""
+    if segment.crc32 is None:
+        return
+    with memoryview(data) as whole, whole[segment.start : segment.start + segment.nbytes] as part:
+        if zlib.crc32(part) != segment.crc32:
+            raise RefusedPickleError(f"{what} is damaged (its checksum does not match)")
+
+
 class StorageFile:
     """The storages of one checkpoint, mapped and not copied."""
 
@@ -282,11 +291,7 @@ class StorageFile:
 
     def _check_sum(self, key: str, segment: Segment) -> None:
         self._checked.add(key)
-        if segment.crc32 is None:
-            return
-        with memoryview(self._data) as whole, whole[segment.start : segment.start + segment.nbytes] as part:
-            if zlib.crc32(part) != segment.crc32:
-                raise RefusedPickleError(f"the data of storage {key!r} is damaged (its checksum does not match)")
+        check_sum(self._data, segment, f"the data of storage {key!r}")
 
 
 def _native(array: npt.NDArray[Any], elements: ElementType) -> npt.NDArray[Any]:
