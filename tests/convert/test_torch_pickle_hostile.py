@@ -101,7 +101,7 @@ def with_extra(extra: bytes) -> bytes:
 def attacks(sentinel: Path) -> dict[str, bytes]:
     """Streams that would create ``sentinel`` if anything they name were run, or that bend the machine."""
     command = text(f"touch {sentinel}")
-    write = text(f"open({str(sentinel)!r}, 'w')")
+    write = text(f"open({str(sentinel)!r}, 'w').close()")
     system = name("os", "system")
     getter = call(name("builtins", "getattr"), call(name("builtins", "__import__"), text("os")), text("system"))
     return {
