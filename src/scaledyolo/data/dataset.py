@@ -1,0 +1,176 @@
+"""A data set: images, boxes, class names; splitting, joining and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from scaledyolo.data.annotations import Annotations, join
+from scaledyolo.data.image_files import decode
+from scaledyolo.data.problems import Report
+from scaledyolo.data.sample import Sample
+from scaledyolo.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with boxes whose class ids are contiguous from 0.
+
+    names: class names by contiguous id. original_ids: the ids of the source file (COCO: 1 to 90 with gaps), by
+    contiguous id. source: where it was read from. report: what was wrong with it.
+    """
+
+    annotations: Annotations
+    names: tuple[str, ...]
+    original_ids: tuple[int, ...]
+    source: str = ""
+    report: Report = field(default_factory=Report)
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.original_ids):
+            raise DataError(f"{len(self.names)} class names but {len(self.original_ids)} original ids")
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, those without any box included."""
+        return len(self.names)
+
+    def path(self, index: int) -> str:
+        """Image file."""
+        return self.annotations.paths[index]
+
+    def load_image(self, index: int) -> npt.NDArray[np.uint8]:
+        """Decoded image (height, width, 3) uint8 RGB; DataError if the file changed since the data set was read."""
+        image = decode(self.path(index))
+        expected = tuple(self.annotations.sizes[index].tolist())
+        if image.shape[:2] != expected:
+            raise DataError(
+                f"{self.path(index)}: decodes to {image.shape[1]}x{image.shape[0]} pixels, but {expected[1]}x"
+                f"{expected[0]} were found when the data set was read; was the file replaced?"
+            )
+        return image
+
+    def training_rows(self, index: int) -> npt.NDArray[np.int64]:
+        """Rows of the boxes to learn from: all but crowds."""
+        rows = self.annotations.rows(index)
+        return np.arange(rows.start, rows.stop)[~self.annotations.crowd[rows]]
+
+    def objects(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """(boxes_xyxy (n, 4) float32 in source pixels, class_ids (n,) int64) to learn from; crowds left out."""
+        rows = self.training_rows(index)
+        return (
+            self.annotations.boxes_xyxy[rows].astype(np.float32),
+            self.annotations.class_ids[rows].astype(np.int64),
+        )
+
+    def sample(self, index: int) -> Sample:
+        """Decoded image with its boxes."""
+        boxes_xyxy, class_ids = self.objects(index)
+        return Sample(self.load_image(index), boxes_xyxy, class_ids, index)
+
+    def subset(self, indices: npt.ArrayLike) -> Dataset:
+        """The data set of these images only; classes unchanged."""
+        return replace(self, annotations=self.annotations.take(indices))
+
+    def class_counts(self) -> npt.NDArray[np.int64]:
+        """(num_classes,) boxes per class, crowds left out."""
+        labels = self.annotations.class_ids[~self.annotations.crowd]
+        return np.bincount(labels, minlength=self.num_classes).astype(np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, boxes and the name and byte size of every image file; paths do not count."""
+        digest = hashlib.sha256()
+        digest.update("\0".join(self.names).encode())
+        digest.update(np.array(self.original_ids, "<i8").tobytes())
+        notes = self.annotations
+        for array in (notes.image_ids, notes.sizes, notes.offsets, notes.boxes_xyxy, notes.class_ids, notes.crowd):
+            digest.update(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
+        for path in notes.paths:
+            size = os.stat(path).st_size if os.path.exists(path) else -1
+            digest.update(f"{os.path.basename(path)}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+def concatenate(datasets: Sequence[Dataset], *, classes: Literal["same", "merge"] = "same") -> Dataset:
+    """Several data sets as one.
+
+    classes="same" demands equal class lists; "merge" joins them by name, new names at the end. Image ids are kept where
+    they stay unique. Raises DataError if the lists differ.
+    """
+    if not datasets:
+        raise UsageError("no data set given to concatenate")
+    names = list(datasets[0].names)
+    original_ids = list(datasets[0].original_ids)
+    for other in datasets[1:]:
+        if classes == "same" and other.names != datasets[0].names:
+            raise DataError(
+                f"class lists differ: {datasets[0].source} has {list(names)}, {other.source} has "
+                f"{list(other.names)}; use classes='merge' to join them by name"
+            )
+        for name in other.names:
+            if name not in names:
+                names.append(name)
+                original_ids.append(max(original_ids, default=-1) + 1)
+    position = {name: class_id for class_id, name in enumerate(names)}
+    maps = [np.array([position[name] for name in item.names], np.int32) for item in datasets]
+    report = Report(datasets[0].report.policy)
+    for item in datasets:
+        report.merge(item.report)
+    return Dataset(
+        annotations=join([item.annotations for item in datasets], maps),
+        names=tuple(names),
+        original_ids=tuple(original_ids),
+        source=" + ".join(item.source for item in datasets),
+        report=report,
+    )
+
+
+def split_by_ratio(dataset: Dataset, ratios: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
+    """Split by a seeded hash of each image's file name, e.g. ``{"train": .8, "val": .2}``.
+
+    The part of an image depends on its name alone: adding images never moves old ones from one part to another, and
+    the shares hold on average.
+    """
+    total = sum(ratios.values())
+    if not ratios or min(ratios.values()) < 0 or total <= 0:
+        raise UsageError(f"split ratios must be positive, found {dict(ratios)}")
+    edges = np.cumsum(list(ratios.values())) / total
+    draws = np.array([_hash_to_unit(os.path.basename(path), seed) for path in dataset.annotations.paths])
+    part = np.minimum(np.searchsorted(edges, draws, side="right"), len(edges) - 1)
+    return {name: dataset.subset(np.flatnonzero(part == k)) for k, name in enumerate(ratios)}
+
+
+def select_by_list(dataset: Dataset, list_file: str | Path) -> Dataset:
+    """Only the images named in a text file, one per line: a path, a file name, or a name without suffix."""
+    by_name: dict[str, int] = {}
+    for index, path in enumerate(dataset.annotations.paths):
+        for key in (Path(path).stem, os.path.basename(path), path):
+            by_name[key] = index
+    chosen = []
+    for number, line in enumerate(Path(list_file).read_text("utf-8").splitlines(), start=1):
+        wanted = line.strip()
+        if not wanted:
+            continue
+        found = by_name.get(wanted, by_name.get(os.path.basename(wanted)))
+        if found is None:
+            raise DataError(f"{list_file}:{number}: image {wanted!r} is not in the data set {dataset.source}")
+        chosen.append(found)
+    return dataset.subset(chosen)
+
+
+def _hash_to_unit(name: str, seed: int) -> float:
+    """A number in [0, 1) that only name and seed determine."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:7], "little") / 2.0**56
