@@ -20,6 +20,9 @@ Decoding = Literal["exp", "sigmoid-squared", "region"]
 # Slope of LeakyReLU for negative inputs in every code base of the family.
 LEAKY_SLOPE = 0.1
 
+# Added to the sum of the rectified weights by which a weighted addition is normalised (Darknet).
+SUM_EPSILON = 1e-4
+
 
 class Shape(NamedTuple):
     """Shape of one feature map of one image."""
