@@ -8,7 +8,7 @@ their overlaps (:mod:`scaledyolo.train.loss`).
 
 Targets are (num_targets, 6): image index, class, centre x, centre y, width, height; the last four as
 fractions of the network input. A target without area, with a centre outside the image or with a non-finite
-number is not assigned.
+or absurdly large number is not assigned.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from torch import Tensor
 from scaledyolo.arch.ops import Detect
 from scaledyolo.boxes import cxcywh_to_xyxy, iou_matrix
 from scaledyolo.train.recipe import Assignment, AssignmentRule
+
+# Widths and heights beyond so many inputs are broken data, and their areas would overflow float32.
+LARGEST_SIZE = 100.0
 
 
 class Level(NamedTuple):
@@ -164,10 +167,10 @@ def _shape_iou(sizes: Tensor, shapes: Tensor) -> Tensor:
 
 
 def _usable(targets: Tensor) -> Tensor:
-    """(num_targets) bool: finite, with an area, centre inside the image."""
+    """(num_targets) bool: with an area, centre inside the image, not absurdly large."""
     centre, size = targets[:, 2:4], targets[:, 4:6]
     inside = ((centre >= 0) & (centre <= 1)).all(1)
-    return inside & ((size > 0) & size.isfinite()).all(1)
+    return inside & ((size > 0) & (size <= LARGEST_SIZE)).all(1)
 
 
 def _cells(centre: Tensor, grid: Tensor) -> Tensor:
