@@ -146,7 +146,9 @@ def logistic(logits: Array) -> Array:
 
 
 def _probability(values: Array, detect: Detect) -> Array:
-    return values if detect.activated else logistic(values)
+    if detect.activated:
+        return array_namespace(values).clip(values, 0.0, 1.0)  # changes nothing that a logistic gives out
+    return logistic(values)
 
 
 def _softmax(logits: Array, axis: int) -> Array:
@@ -244,13 +246,12 @@ def _all_classes(values: Array, threshold: float, detect: Detect) -> tuple[Array
     xp = array_namespace(values)
     objectness = _probability(values[0, :], detect)
     classes = _softmax(values[1:, :], axis=0) if detect.softmax else values[1:, :]
-    plain = detect.softmax or detect.activated
     # Pairs are chosen before the logistic: the class has to supply what objectness leaves of the threshold.
     share = xp.clip(threshold * (1 - RAW_MARGIN) / objectness, 0.0, 1.0) if threshold > 0 else 0 * objectness
-    limit = share if plain else _logit(share)
+    limit = share if detect.softmax or detect.activated else _logit(share)
     row, class_ids = xp.nonzero(xp.permute_dims(classes > limit, (1, 0)))
-    probabilities = classes[class_ids, row]
-    return row, class_ids, objectness[row] * (probabilities if plain else logistic(probabilities))
+    chosen = classes[class_ids, row]
+    return row, class_ids, objectness[row] * (chosen if detect.softmax else _probability(chosen, detect))
 
 
 def _logit(probabilities: Array) -> Array:
