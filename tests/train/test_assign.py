@@ -63,6 +63,11 @@ def test_neighbour_cells_golden(x: float, y: float, cells: set, num_with_whole_r
     assert len(whole) == len(set(whole)) == num_with_whole_reach
 
 
+@pytest.mark.parametrize(("x", "y"), [(5.3, 7.8), (5.0, 5.0), (19.7, 0.2)])
+def test_without_reach_only_the_own_cell_answers(x: float, y: float) -> None:
+    assert _cells(x, y, reach=0.0) == [(int(x), int(y))]
+
+
 def _anchors(rule: str, target: torch.Tensor, config: Assignment) -> set[int]:
     """Indices of the nine anchors that answer for one target at 640 pixels."""
     levels = _nine_levels()

@@ -152,12 +152,15 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> Optimizer:
 
 def _optimizer(groups: list[dict[str, Any]], config: OptimiserConfig) -> Optimizer:
     rate, betas = config.learning_rate, (config.momentum, 0.999)
+    # On a CPU torch's own choice is a loop over the tensors, 3.5 times as slow for SGD. On a GPU it is about as fast,
+    # and a fused optimiser would unscale the gradients of fp16 itself, after their norm was logged.
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    fused = True if on_cpu else None
     if config.name == "sgd":
-        # Nesterov's form needs a momentum, which warm-up sets to any value afterwards.
-        return SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0)
+        return SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
     if config.name == "adam":
-        return Adam(groups, lr=rate, betas=betas)
-    return AdamW(groups, lr=rate, betas=betas)
+        return Adam(groups, lr=rate, betas=betas, fused=fused)
+    return AdamW(groups, lr=rate, betas=betas, fused=fused)
 
 
 def apply_settings(optimizer: Optimizer, settings: StepSettings) -> None:

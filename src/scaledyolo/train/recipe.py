@@ -76,13 +76,15 @@ class Assignment:
 
     rule: AssignmentRule = "scaled"  # large, csp: "scaled"; Darknet: "yolov3", "yolov4"
     anchor_threshold: float = 4.0  # scaled: largest ratio of sides between object and anchor; the decoder ends there
-    neighbour_reach: float = 0.5  # scaled: how near, in cells, a centre must be to a border for the next cell to answer
+    # scaled: how near, in cells, a centre must be to a border for the next cell to answer too; large, csp. 0: only the own
+    # cell, for heads of the exponential family, whose centres hardly leave it.
+    neighbour_reach: float = 0.5
     iou_threshold: float = 0.213  # yolov4: other anchors above this overlap answer too (yolov4.cfg; csp cfgs 0.2)
     ignore_threshold: float = 0.7  # yolov3, yolov4: predictions that overlap an object more are no background
 
     def __post_init__(self) -> None:
         _check_range("assignment.anchor_threshold", self.anchor_threshold, above=1.0)
-        _check_range("assignment.neighbour_reach", self.neighbour_reach, above=0.0, most=1.0)
+        _check_range("assignment.neighbour_reach", self.neighbour_reach, least=0.0, most=1.0)
         _check_range("assignment.iou_threshold", self.iou_threshold, least=0.0, most=1.0)
         _check_range("assignment.ignore_threshold", self.ignore_threshold, least=0.0, most=1.0)
 
@@ -95,7 +97,8 @@ class Loss:
     objectness_gain: float = 0.7  # csp, v7; large and csp 2020: 1.0
     class_gain: float = 0.3  # csp, v7; large and csp 2020: 0.5; for 80 classes, scaled with their number
     box_metric: BoxMetric = "ciou"  # large, csp, v7
-    objectness_iou_share: float = 1.0  # how much of the objectness target is the overlap, the rest is 1; large, csp, v7
+    # How much of the objectness target is the overlap, the rest is 1; large, csp, v7: 1, Darknet's rules: 0.
+    objectness_iou_share: float = 1.0
     objectness_balance: tuple[float, ...] = ()  # weight of each level, smallest stride first; empty: by their number
     many_level_gain: float = 1.4  # on objectness with four levels or more; large, csp (v7: 1)
     objectness_positive_weight: float = 1.0  # large, csp, v7
