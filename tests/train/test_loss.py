@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from scaledyolo.arch.ops import Detect
 from scaledyolo.errors import DataError, SpecError, UsageError
+from scaledyolo.net.initialise import prior_bias
 from scaledyolo.train.assign import ASSIGNERS, Level
 from scaledyolo.train.loss import (
     BOX_METRICS,
@@ -21,7 +22,6 @@ from scaledyolo.train.loss import (
     LossParts,
     detection_loss,
     loss_gains,
-    prior_bias,
 )
 from scaledyolo.train.recipe import RECIPES, Assignment, Loss
 

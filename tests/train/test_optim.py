@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from scaledyolo.arch.lower import lower
+from scaledyolo.arch.ops import Conv
+from scaledyolo.arch.zoo import ZOO
 from scaledyolo.errors import UsageError
+from scaledyolo.net.initialise import initialise
+from scaledyolo.net.network import Network
 from scaledyolo.train.optim import (
     accumulation,
     apply_settings,
@@ -242,3 +247,37 @@ def test_ema_count_travels_in_the_state_dict() -> None:
     other.update_parameters(net)
     for a, b in zip(ema.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def tiny_network() -> Network:
+    network = Network(lower(ZOO["yolov4-tiny"]))
+    initialise(network, torch.Generator().manual_seed(0))
+    return network
+
+
+def test_groups_of_a_real_network(tiny_network: Network) -> None:
+    """Of 21 convolutions, 19 are normalised and 2 predict; every parameter stands in one group."""
+    groups = parameter_groups(tiny_network)
+    convolutions = [node for node in tiny_network.graph if isinstance(node.op, Conv)]
+    normalised = [node for node in convolutions if node.op.norm]
+    assert set(groups.convolution) == {f"{node.name}.weight" for node in convolutions}
+    assert set(groups.other) == {f"{node.name}.norm.weight" for node in normalised}
+    assert len(groups.bias) == len(convolutions) == 21
+    count = sum(parameter.numel() for group in groups for parameter in group.values())
+    assert count == sum(parameter.numel() for parameter in tiny_network.parameters()) == 6_056_606
+
+
+def test_ema_of_a_real_network_runs_on_its_own_weights(tiny_network: Network) -> None:
+    """The copy does not share modules with the original: training the one leaves the other's result alone."""
+    network = copy.deepcopy(tiny_network).eval()
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    ema = make_ema(network, Ema())
+    with torch.no_grad():
+        before = network(images)
+        for parameter in network.parameters():
+            parameter.mul_(1.5)
+        changed, kept = network(images), ema.module(images)
+    for a, b, c in zip(before, kept, changed, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)

@@ -14,7 +14,6 @@ accumulated without division.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -46,9 +45,6 @@ LEVEL_BALANCE: Mapping[int, tuple[float, ...]] = MappingProxyType(
     }
 )
 
-# Input size at which the priors of the bias initialisation hold, whatever the size trained at (all PyTorch
-# code bases).
-PRIOR_SIZE = 640
 # Largest width or height logit of the exponential decoding: boxes of 3000 anchors are never right, and exp
 # overflows.
 LARGEST_EXPONENT = 8.0
@@ -85,13 +81,6 @@ class LossParts:
     def detached(self) -> LossParts:
         """The same values without their graph, for logging."""
         return LossParts(self.box.detach(), self.objectness.detach(), self.class_.detach())
-
-
-class PriorBias(NamedTuple):
-    """What is added to the biases of a prediction convolution before training."""
-
-    objectness: float
-    class_: tuple[float, ...]  # one for each class
 
 
 def loss_gains(config: Loss, num_levels: int, num_classes: int) -> LossGains:
@@ -320,26 +309,3 @@ def _binary_losses(logits: Tensor, wanted: Tensor, positive_weight: float, confi
     balance = wanted * config.focal_alpha + (1 - wanted) * (1 - config.focal_alpha)
     # The slope of a power below 1 is infinite at 0; below the clamp it is 0.
     return losses * balance * miss.clamp(min=1e-8) ** config.focal_gamma
-
-
-def prior_bias(stride: int, num_classes: int, class_counts: Sequence[int] | None = None) -> PriorBias:
-    """What to add to the biases of a prediction convolution, so that training starts from plausible scores.
-
-    Args:
-        stride: input pixels per cell of the level: eight objects are expected on an image of 640 pixels.
-        num_classes: number of classes.
-        class_counts: objects of each class in the training set, for class terms by frequency.
-
-    Raises:
-        UsageError: the counts are not one for each class, or all are zero.
-
-    Source: the initialisation of all PyTorch code bases of the family; RetinaNet 4.1 for the idea.
-    """
-    objectness = math.log(8 / (PRIOR_SIZE / stride) ** 2)
-    if class_counts is None:
-        return PriorBias(objectness, (math.log(0.6 / (num_classes - 0.99)),) * num_classes)
-    if len(class_counts) != num_classes or sum(class_counts) <= 0:
-        raise UsageError(f"prior_bias needs the number of objects of {num_classes} classes, got {list(class_counts)}")
-    # A class without objects counts as half an object: its logarithm would be infinite.
-    total = sum(class_counts)
-    return PriorBias(objectness, tuple(math.log(max(count, 0.5) / total) for count in class_counts))

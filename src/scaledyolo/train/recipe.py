@@ -76,7 +76,7 @@ class Assignment:
 
     rule: AssignmentRule = "scaled"  # large, csp: "scaled"; Darknet: "yolov3", "yolov4"
     anchor_threshold: float = 4.0  # scaled: largest ratio of sides between object and anchor; the decoder ends there
-    # scaled: how near, in cells, a centre must be to a border for the next cell to answer too; large, csp. 0: only the own
+    # scaled: how near, in cells, a centre must be to a border for the next cell to answer; large, csp. 0: only the own
     # cell, for heads of the exponential family, whose centres hardly leave it.
     neighbour_reach: float = 0.5
     iou_threshold: float = 0.213  # yolov4: other anchors above this overlap answer too (yolov4.cfg; csp cfgs 0.2)
