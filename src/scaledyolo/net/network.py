@@ -175,7 +175,7 @@ _Built = tuple[nn.Module | None, Function]
 
 
 class _Factory:
-    """Turns a node into a module, None where it stores nothing, and a function of its inputs or of the module's result."""
+    """Turns a node into its module, or None if it stores nothing, and what to do with inputs or result."""
 
     def __init__(self, graph: Graph, inference: bool, fast_mish: bool) -> None:
         self._graph, self._inference, self._fast_mish = graph, inference, fast_mish
