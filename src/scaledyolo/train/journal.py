@@ -1,0 +1,154 @@
+"""What a training says while it runs: a progress bar, a CSV, TensorBoard, and services that are asked for by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scaledyolo.errors import CheckpointError, MissingPackageError, UsageError, nearest
+
+STEPS_PER_SCALAR = 20  # training scalars are logged every so many batches
+
+
+def _wandb(folder: Path) -> Any:
+    from lightning.pytorch.loggers import WandbLogger  # type: ignore[import-not-found]
+
+    return WandbLogger(save_dir=folder)
+
+
+def _mlflow(folder: Path) -> Any:
+    from lightning.pytorch.loggers import MLFlowLogger  # type: ignore[import-not-found]
+
+    return MLFlowLogger(save_dir=str(folder))
+
+
+SERVICES: Mapping[str, Callable[[Path], Any]] = {"wandb": _wandb, "mlflow": _mlflow}
+
+
+def open_services(names: tuple[str, ...], folder: Path) -> list[Any]:
+    """Loggers by name, TensorBoard first.
+
+    Raises:
+        UsageError: there is no such service.
+        MissingPackageError: its package is not installed.
+    """
+    from lightning_fabric.loggers import TensorBoardLogger
+
+    loggers: list[Any] = [TensorBoardLogger(folder, name="tensorboard", version="")]
+    for name in names:
+        if name not in SERVICES:
+            raise UsageError(f"there is no log service {name!r}.{nearest(name, SERVICES)}")
+        try:
+            loggers.append(SERVICES[name](folder))
+        except ImportError as error:
+            raise MissingPackageError(
+                f"--log {name} needs more packages ({error}); pip install lightning {name}"
+            ) from None
+    return loggers
+
+
+@dataclass
+class Journal:
+    """Writes scalars of one run; on other ranks than the first it writes nothing."""
+
+    folder: Path
+    total_epochs: int
+    loggers: list[Any] = field(default_factory=list)
+    quiet: bool = False
+    first_rank: bool = True
+
+    def __post_init__(self) -> None:
+        self.console = Console(stderr=True, quiet=self.quiet or not self.first_rank)
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    @property
+    def epochs_csv(self) -> Path:
+        """One line an epoch: losses, metrics, rates, seconds."""
+        return self.folder / "epochs.csv"
+
+    def start_epoch(self, epoch: int, batches: int, done: int) -> None:
+        """Open the progress bar of an epoch, from 0; ``done`` batches of it are behind."""
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        label = f"{epoch + 1}/{self.total_epochs}"
+        self._task = self._bar.add_task("", total=batches, completed=done, epoch=label, text="")
+        self._bar.start()
+
+    def batch(self, step: int, scalars: Mapping[str, float]) -> None:
+        """One batch is done; ``scalars`` by name."""
+        if self._bar is not None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+            self._bar.update(self._task, advance=1, text=text)
+        if self.first_rank and step % STEPS_PER_SCALAR == 0:
+            for logger in self.loggers:
+                logger.log_metrics({f"batch/{name}": value for name, value in scalars.items()}, step=step)
+
+    def end_epoch(self, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Close the bar; write the line of the CSV and the scalars of the services; print one line."""
+        self.close_bar()
+        if not self.first_rank:
+            return
+        self._write_csv(epoch, scalars)
+        for logger in self.loggers:
+            logger.log_metrics({f"epoch/{name}": value for name, value in scalars.items()}, step=epoch)
+            logger.save()
+        line = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        self.console.print(f"epoch {epoch + 1}/{self.total_epochs}  {line}", highlight=False)
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        self.console.print(text, highlight=False)
+
+    def close_bar(self) -> None:
+        """Take the progress bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _write_csv(self, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Append a line; a resumed run first drops the lines of epochs that it repeats."""
+        rows: list[dict[str, str]] = []
+        if self.epochs_csv.is_file():
+            with self.epochs_csv.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+        rows.append({"epoch": str(epoch + 1), **{name: f"{value:.6g}" for name, value in scalars.items()}})
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        from scaledyolo.checkpoint import atomic_file
+
+        with atomic_file(self.epochs_csv) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
+    """What was run, on what and with what, as JSON for people and programs.
+
+    Raises:
+        CheckpointError: a fact is no plain value.
+    """
+    from scaledyolo.checkpoint import atomic_file
+
+    try:
+        text = json.dumps(facts, indent=2, ensure_ascii=False)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    with atomic_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

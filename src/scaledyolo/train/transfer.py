@@ -1,0 +1,60 @@
+"""Start from other weights: every tensor that fits by name and shape is taken, the rest stays fresh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.errors import CheckpointError
+from scaledyolo.net.network import Network
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was taken over, by tensor name."""
+
+    source: str
+    taken: int  # tensors
+    fresh: tuple[str, ...]  # tensors of the network that stay as initialised
+    unused: tuple[str, ...]  # tensors of the source that found no place
+    values_taken: int
+    values: int
+
+    def __str__(self) -> str:
+        share = 100 * self.values_taken / max(self.values, 1)
+        text = f"took {self.taken} tensors ({share:.1f} % of the values) from {self.source}"
+        return text + (f"; fresh: {_shortened(self.fresh)}" if self.fresh else "")
+
+
+def _shortened(names: tuple[str, ...], shown: int = 6) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def transfer(network: Network, source: Checkpoint) -> Transfer:
+    """Copy every tensor of ``source`` whose name and shape the network has; another class count drops the predictions.
+
+    Raises:
+        CheckpointError: not a single tensor fits: the checkpoint is of another network.
+    """
+    state = network.state_dict()
+    fitting = {
+        name: value for name, value in source.weights.items() if name in state and state[name].shape == value.shape
+    }
+    if not fitting:
+        raise CheckpointError(
+            f"no tensor of {source.graph.name} fits {network.graph.name}; start from a checkpoint of the same family"
+        )
+    with torch.no_grad():
+        for name, value in fitting.items():
+            state[name].copy_(torch.from_numpy(value))
+    return Transfer(
+        source=source.graph.name,
+        taken=len(fitting),
+        fresh=tuple(name for name in state if name not in fitting),
+        unused=tuple(name for name in source.weights if name not in fitting),
+        values_taken=sum(value.size for value in fitting.values()),
+        values=sum(value.numel() for value in state.values()),
+    )
