@@ -45,7 +45,7 @@ def soft_scores(
             best = xp.argmax(waiting, axis=1)
             if not bool(xp.any(waiting[line, best] > floor)):
                 break
-            picked = position == best[:, None]
+            picked = (position == best[:, None]) & (waiting > floor)  # a group may be through before others
             final = xp.where(picked, waiting, final)
             overlap = iou(boxes[line, best, :][:, None, :], boxes, TINY)
             if threshold is None:
