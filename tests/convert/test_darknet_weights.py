@@ -58,8 +58,8 @@ def test_partial_files_have_the_published_size(name):
     network, num_bytes = PARTIAL_BYTES[name]
     model = read_cfg(write_cfg(lower(ZOO[network])))
     inside = set(model.sections[: int(name.rsplit(".", 1)[1])])
-    sizes = [np.prod(model.graph.parameters[key]) for node, keys in file_order(model.graph) for key in keys if node.name in inside]
-    assert 20 + 4 * int(sum(sizes)) == num_bytes
+    names = [key for node, keys in file_order(model.graph) if node.name in inside for key in keys]
+    assert 20 + 4 * sum(int(np.prod(model.graph.parameters[key])) for key in names) == num_bytes
 
 
 def small_graph(classes: int = 3, **input_facts: float) -> Graph:
@@ -253,7 +253,10 @@ def test_writing_is_all_or_nothing(tmp_path):
     ("change", "reason"),
     [
         (lambda arrays: arrays.pop("b.weight"), "'b.weight' of small is missing"),
-        (lambda arrays: arrays.update({"b.weight": np.zeros((8, 8, 1, 1))}), "has shape .8, 8, 1, 1., but small needs .8, 4, 1, 1."),
+        (
+            lambda arrays: arrays.update({"b.weight": np.zeros((8, 8, 1, 1))}),
+            "shape .8, 8, 1, 1., but small needs .8, 4",
+        ),
         (lambda arrays: arrays.update(other=np.zeros(3)), "no parameter 'other'"),
     ],
 )

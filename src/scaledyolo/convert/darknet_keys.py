@@ -101,9 +101,7 @@ KEYS: Mapping[str, frozenset[str]] = {
     "shortcut": _words("from activation weights_type weights_normalization"),
     "upsample": _words("stride scale"),
     "yolo": _HEAD
-    | _words(
-        "mask embedding_layer track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm"
-    ),
+    | _words("mask embedding_layer track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm"),
     "region": _HEAD
     | _words(
         "coords softmax log sqrt rescore thresh classfix absolute bias_match tree background "

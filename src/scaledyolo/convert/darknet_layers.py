@@ -366,4 +366,3 @@ def add_section(section: Section, net: Assembly, heads: Mapping[str, Translator]
     output = (heads if is_head else TRANSLATORS)[section.kind](section, net)
     net.outputs.append(None if is_head else output)
     net.own.append(output if len(net.nodes) > first_node else None)
-
