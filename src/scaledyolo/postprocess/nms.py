@@ -15,8 +15,8 @@ position (unless ``class_agnostic``): classes are compared, not shifted apart by
 How greedy is fast and exact: candidates are taken in rounds of descending score. Within a round the pairs that overlap
 (see :mod:`.pairs`) are resolved by fixed-point iteration, a handful of array operations instead of a loop over boxes;
 the winners then remove what they overlap among the rest. A round is as large as a budget of pairs allows: in the common
-case there is one. cv2.dnn.NMSBoxes was the alternative for NumPy: exact within a class, but some three times slower with one
-call per class, and its batched form is over a hundred times slower and separates classes by an offset.
+case there is one. cv2.dnn.NMSBoxes was the alternative for NumPy: exact within a class, but some three times slower
+with one call per class; its batched form is over a hundred times slower and separates classes by an offset.
 """
 
 from __future__ import annotations
