@@ -51,7 +51,7 @@ class PairedDifference:
     first: float
     second: float
     difference: Interval  # second minus first
-    p_value: float  # two-sided; chance of a difference this large between models that are equally good
+    p_value: float  # two-sided, by inverting the interval
 
     @property
     def significant(self) -> bool:
@@ -136,8 +136,8 @@ def compare_average_precision(
 ) -> PairedComparison:
     """Difference of two models on the same resamples, with intervals and two-sided p-values.
 
-    The p-value is the share of resamples whose difference strays from the measured one at least as far as that is from
-    zero (the bootstrap distribution moved to the null hypothesis; Efron and Tibshirani 1993, section 16.4).
+    The p-value is twice the share of resamples whose difference, centred on the measured one, lies on the other side of
+    zero: it is below 0.05 where the 95 % interval excludes zero.
 
     Raises :class:`UsageError` when the two were not matched on the same images, classes and thresholds.
     """
@@ -203,9 +203,10 @@ def _paired(first: float, second: float, differences: FloatArray, level: float) 
     if np.isnan(value) or len(defined) == 0:
         nothing = float("nan")
         return PairedDifference(first, second, Interval(value, nothing, nothing), nothing)
-    strays = defined - defined.mean()
+    centred = defined - defined.mean() + value
     tail = (1 - level) / 2
-    low, high = np.quantile(strays, [tail, 1 - tail]) + value
+    low, high = np.quantile(centred, [tail, 1 - tail])
     # The measured data set itself counts as one draw, so p is never zero. The allowance is for rounding in the mean.
-    p_value = (1 + np.count_nonzero(np.abs(strays) >= abs(value) - 1e-12)) / (1 + len(strays))
-    return PairedDifference(first, second, Interval(value, float(low), float(high)), float(p_value))
+    opposite = min(np.count_nonzero(centred <= 1e-12), np.count_nonzero(centred >= -1e-12))
+    p_value = min(1.0, 2 * (1 + opposite) / (1 + len(centred)))
+    return PairedDifference(first, second, Interval(value, float(low), float(high)), p_value)
