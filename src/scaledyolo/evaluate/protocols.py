@@ -18,6 +18,7 @@ class Protocol:
     max_detections: int = 300  # kept per image by NMS, all classes together
     scored_detections: int = 100  # of these, how many per image and class the metric looks at, best first
     multi_label: bool = True  # one box may be a detection of several classes
+    clip_boxes: bool = True  # to the image
     interpolation: Literal["101-point", "area"] = "101-point"
     source: str = ""
 
@@ -30,7 +31,14 @@ DARKNET_MAP = Protocol(
     "darknet-map", confidence=0.005, nms_iou=0.45, interpolation="area", source="darknet detector map -points 0"
 )
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (COCO, TRAINING, DARKNET_MAP)}
+# OpenCV's importer of Darknet files returns no class score up to 0.2 at all, whatever threshold is applied after it.
+OPENCV_DARKNET = Protocol(
+    "opencv-darknet", confidence=0.2, nms_iou=0.45, clip_boxes=False, source="OpenCV 4 readNetFromDarknet, NMSBoxes"
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol for protocol in (COCO, TRAINING, DARKNET_MAP, OPENCV_DARKNET)
+}
 
 
 def protocol(name: str) -> Protocol:

@@ -75,7 +75,7 @@ def predict(
             candidates = decode_candidates(maps, detects, (height, width), protocol.confidence, protocol.multi_label)
             for row, image_candidates, placement in zip(rows, candidates, placements, strict=True):
                 kept = suppress(image_candidates, nms)
-                boxes = placement.undo(np.asarray(kept.boxes_xyxy))
+                boxes = placement.undo(np.asarray(kept.boxes_xyxy), clip=protocol.clip_boxes)
                 found[row] = Candidates(boxes, np.asarray(kept.scores), np.asarray(kept.class_ids))
             if progress is not None:
                 progress(len(rows))
