@@ -1,0 +1,172 @@
+"""Decoded images at training size, remembered in RAM or on disk.
+
+Both caches are one flat run of bytes with a slot per image, computed from the sizes before anything is read: no
+pickle, no objects. The RAM cache lives in anonymous shared memory, so forked workers fill and read one and the same
+copy. The disk cache is keyed by what it holds (names, byte sizes and times of the files, and the side), so that a
+changed data set gets a new file, and every image carries a checksum, so that a crash while writing costs a re-read
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from scaledyolo.data.dataset import Dataset
+from scaledyolo.data.sample import Sample
+from scaledyolo.errors import UsageError
+
+CacheKind = Literal["none", "ram", "disk"]
+_LAYOUT_VERSION = 1
+
+
+def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) with the long side ``size`` and the short one rounded down, small images enlarged too.
+
+    Specification 4.1; in integers, so that the long side is exact.
+    """
+    longest = max(height, width)
+    return max(height * size // longest, 1), max(width * size // longest, 1)
+
+
+def resize_long_side(image: npt.NDArray[np.uint8], size: int, *, smooth: bool) -> npt.NDArray[np.uint8]:
+    """Resize to the long side ``size``; smooth averages areas when shrinking (evaluation), else bilinear."""
+    height, width = fit_long_side(image.shape[0], image.shape[1], size)
+    if (height, width) == image.shape[:2]:
+        return image
+    shrinking = height < image.shape[0] or width < image.shape[1]
+    how = cv2.INTER_AREA if smooth and shrinking else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+
+
+class ImageSource:
+    """Samples of a data set whose images have the long side ``size`` (or their own size: None), cached as told.
+
+    Images come back read-only: they may be views of the cache.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: int | None,
+        *,
+        cache: CacheKind = "none",
+        folder: str | Path | None = None,
+        smooth: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.smooth = smooth
+        sizes = dataset.annotations.sizes.astype(np.int64)
+        if size is not None:
+            longest = sizes.max(axis=1, keepdims=True, initial=1)
+            sizes = np.maximum(sizes * size // longest, 1)
+        self._shapes = sizes
+        self._starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)]).astype(np.int64)
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        self._checksums: npt.NDArray[np.uint32] | None = None
+        self._offsets, self._boxes, self._class_ids = self._scaled_objects()
+        self._trusted = np.zeros(len(dataset), np.bool_)  # this process wrote or verified the slot
+        if cache == "ram":
+            self._use_memory()
+        elif cache == "disk":
+            self._use_file(Path(folder) if folder is not None else _default_folder())
+        elif cache != "none":
+            raise UsageError(f"unknown cache {cache!r}; use none, ram or disk")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all decoded images: what the cache takes when full."""
+        return int(self._starts[-1])
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image that `sample` returns."""
+        height, width = self._shapes[index].tolist()
+        return height, width
+
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
+        """Image (height, width, 3) uint8 RGB, read-only."""
+        if self._bytes is None or self._checksums is None:
+            return self._load(index)
+        slot = self._bytes[self._starts[index] : self._starts[index + 1]]
+        if not self._trusted[index]:
+            # Zero marks an empty slot; a checksum that happens to be zero is stored as one.
+            if self._checksums[index] == 0 or self._checksums[index] != _checksum(slot):
+                slot[...] = self._load(index).reshape(-1)
+                self._checksums[index] = _checksum(slot)
+            self._trusted[index] = True
+        view = slot.reshape(*self.shape(index), 3)
+        view.flags.writeable = False
+        return view
+
+    def sample(self, index: int) -> Sample:
+        """The image with its boxes, both at this source's size; crowds are left out."""
+        start, stop = self._offsets[index], self._offsets[index + 1]
+        return Sample(self.image(index), self._boxes[start:stop], self._class_ids[start:stop], index)
+
+    def fill(self, workers: int = 2) -> None:
+        """Read every image into the cache now, in threads (decoding releases Python's lock)."""
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(self.image, range(len(self))):
+                pass
+
+    def _scaled_objects(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Offsets, boxes and classes of all objects to learn from at this size, once: a sample is then two slices."""
+        notes = self.dataset.annotations
+        counts = np.diff(notes.offsets)
+        ratios = (self._shapes / np.maximum(notes.sizes, 1))[:, (1, 0, 1, 0)].repeat(counts, axis=0)
+        wanted = ~notes.crowd
+        image_of = np.repeat(np.arange(len(notes)), counts)[wanted]
+        offsets = np.searchsorted(image_of, np.arange(len(notes) + 1)).astype(np.int64)
+        boxes = (notes.boxes_xyxy * ratios)[wanted].astype(np.float32)
+        return offsets, boxes, notes.class_ids[wanted].astype(np.int64)
+
+    def _load(self, index: int) -> npt.NDArray[np.uint8]:
+        image = self.dataset.load_image(index)
+        return image if self.size is None else resize_long_side(image, self.size, smooth=self.smooth)
+
+    def _use_memory(self) -> None:
+        # Anonymous shared mapping: unlike an array, pages written by a forked worker are seen by all.
+        self._bytes = np.frombuffer(mmap.mmap(-1, max(self.num_bytes, 1)), np.uint8)
+        self._checksums = np.frombuffer(mmap.mmap(-1, max(len(self) * 4, 1)), np.uint8)[: len(self) * 4].view(np.uint32)
+
+    def _use_file(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self._key()}.images"
+        header = len(self) * 4
+        with path.open("ab") as file:
+            # Sparse and the same for every process that gets here at once.
+            file.truncate(max(header + self.num_bytes, 1))
+        flat = np.memmap(path, np.uint8, mode="r+")
+        self._checksums = np.asarray(flat[:header]).view(np.uint32)
+        self._bytes = np.asarray(flat[header : header + self.num_bytes])
+
+    def _key(self) -> str:
+        digest = hashlib.sha256(f"{_LAYOUT_VERSION} {self.size} {self.smooth}\n".encode())
+        digest.update(self._shapes.astype("<i8").tobytes())
+        for path in self.dataset.annotations.paths:
+            facts = os.stat(path)
+            line = f"{os.path.basename(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()[:32]
+
+
+def _checksum(slot: npt.NDArray[np.uint8]) -> int:
+    return zlib.crc32(slot.data) or 1
+
+
+def _default_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "scaledyolo" / "images"
