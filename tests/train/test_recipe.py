@@ -44,6 +44,37 @@ def test_published_hyper_parameters(name: str) -> None:
     assert recipe.assignment.anchor_threshold == 4.0
 
 
+# spec/training.md 3.8, 4.2 to 4.4: (translate, scale, scale extra, mixup, mosaic centre, area ratio, mosaics of nine).
+AUGMENTATION = {
+    "large": (0.5, 0.5, 0.0, 0.0, "fixed", 0.2, 0.0),
+    "large-finetune": (0.5, 0.8, 0.0, 0.2, "fixed", 0.2, 0.0),
+    "csp-2020": (0.0, 0.5, 0.0, 0.0, "fixed", 0.2, 0.0),
+    "csp-2021": (0.1, 0.9, 0.0, 0.0, "random", 0.1, 0.0),
+    "csp": (0.1, 0.9, 0.0, 0.0, "random", 0.1, 0.0),
+    "tiny": (0.1, 0.5, 0.1, 0.05, "random", 0.1, 0.2),  # v7 tiny
+    "custom": (0.2, 0.5, 0.1, 0.0, "random", 0.1, 0.2),  # v7 custom
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTATION)
+def test_published_augmentation(name: str) -> None:
+    config = RECIPES[name].augmentation
+    found = (
+        config.translate,
+        config.scale,
+        config.scale_extra,
+        config.mixup,
+        config.mosaic_centre,
+        config.min_area_ratio,
+        config.mosaic_nine,
+    )
+    assert found == AUGMENTATION[name]
+    assert (config.hue, config.saturation, config.value) == (0.015, 0.7, 0.4)
+    assert (config.mosaic, config.flip_horizontal, config.flip_vertical) == (1.0, 0.5, 0.0)
+    assert config.degrees == config.shear == config.perspective == 0
+    assert (config.min_side, config.max_aspect, config.mixup_alpha) == (2.0, 20.0, 8.0)
+
+
 def test_second_stage_continues_the_first() -> None:
     recipe = RECIPES["large-finetune"]
     assert recipe.continues in RECIPES
@@ -81,6 +112,8 @@ MISTAKES = [
     ("assignment.rule=scale", "assignment.rule must be one of scaled, yolov3, yolov4, got the str 'scale'. Did"),
     ("loss.objectness_balance=4", "loss.objectness_balance must be a list, got the int 4"),
     ("loss.objectness_balance=[4, x]", r"loss.objectness_balance[1] must be a number, got the str 'x'"),
+    ("augmentation.mossaic=0", "unknown key 'mossaic' in augmentation. Did you mean 'mosaic'?"),
+    ("augmentation.mosaic=2", "mosaic is a probability from 0 to 1"),
     ("schedule=3", "schedule must be a mapping of keys to values, got the int 3"),
     ("batch.size=3", "batch is a single value and has no 'size'"),
     ("name=7", "name must be text, got the int 7"),

@@ -17,6 +17,7 @@ from typing import Literal
 
 import yaml
 
+from scaledyolo.data.augment import AugmentConfig
 from scaledyolo.errors import UsageError, nearest
 from scaledyolo.train.settings import from_mapping, override, to_mapping
 
@@ -148,6 +149,7 @@ class Recipe:
     assignment: Assignment = field(default_factory=Assignment)
     loss: Loss = field(default_factory=Loss)
     ema: Ema = field(default_factory=Ema)
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         _check_range("batch", self.batch, least=1)
@@ -210,51 +212,62 @@ def _check_range(
         raise UsageError(f"recipe: {key} must be {wanted}, got {value}")
 
 
-_CSP_2021 = Recipe("csp")  # the csp branch since its 2021 rewrite: the defaults above
+# The csp branch since its rewrite of 2021: the defaults of all settings.
+_CSP_2021 = Recipe("csp")
 
+# The large branch: P5, P6 and P7 from scratch. Its fixed mosaic centre needs the large translation.
 _LARGE = Recipe(
     "large",
     schedule=Schedule(warmup_momentum=0.9),
     loss=Loss(objectness_gain=1.0, class_gain=0.5),
+    augmentation=AugmentConfig(mosaic_centre="fixed", translate=0.5, scale=0.5, min_area_ratio=0.2),
 )
 
-# The name by which a recipe is asked for. The names with a year freeze what a branch published at that time.
+# The second stage of large. Its authors continue from epoch 298 of 300, the last checkpoint with optimiser state;
+# here the first stage keeps that state, so the second begins where the first ends. The warm-up is not repeated, and the
+# cosine is that of 450 epochs: the rate doubles, from 0.2 to 0.4 of its maximum.
+_LARGE_FINETUNE = replace(
+    _LARGE,
+    name="large-finetune",
+    continues="large",
+    schedule=replace(_LARGE.schedule, epochs=450, first_epoch=300),
+    augmentation=replace(_LARGE.augmentation, scale=0.8, mixup=0.2),
+)
+
+# 600 epochs: paper 4.2. The rest is what the same authors chose for their next tiny model (v7 tiny, without its pasted
+# patches), since the paper's yolov4-tiny was trained with Darknet.
+_TINY = Recipe(
+    "tiny",
+    schedule=Schedule(epochs=600, final_factor=0.01),
+    loss=Loss(objectness_gain=1.0, class_gain=0.5),
+    augmentation=AugmentConfig(translate=0.1, scale=0.5, scale_extra=0.1, mosaic_nine=0.2, mixup=0.05),
+)
+
+# A few hundred images from a pretrained checkpoint: v7 custom in a short schedule.
+_CUSTOM = Recipe(
+    "custom",
+    batch=16,  # ours: four batches to a step at the nominal batch
+    schedule=Schedule(
+        epochs=100,  # ours
+        final_factor=0.1,  # v7 custom
+        warmup_min_steps=100,  # ours: 1000 batches would be half of such a training
+        plain_epochs=15,  # YOLOX 2.3: the last epochs see images as they will come
+    ),
+    augmentation=AugmentConfig(translate=0.2, scale=0.5, scale_extra=0.1, mosaic_nine=0.2),
+)
+
+# The name by which a recipe is asked for. The names with a year freeze what the csp branch published at that time.
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
             _CSP_2021,
             replace(_CSP_2021, name="csp-2021"),
-            replace(_LARGE, name="csp-2020"),
+            replace(_LARGE, name="csp-2020", augmentation=replace(_LARGE.augmentation, translate=0.0)),
             _LARGE,
-            # The authors continue from epoch 298 of 300, whose checkpoint was the last with optimiser state;
-            # here the first stage keeps that state, so the second begins where the first ends. The warm-up is
-            # not repeated, and the cosine is that of 450 epochs: the rate doubles, from 0.2 to 0.4 of its
-            # maximum.
-            replace(
-                _LARGE,
-                name="large-finetune",
-                continues="large",
-                schedule=replace(_LARGE.schedule, epochs=450, first_epoch=300),
-            ),
-            # 600 epochs: paper 4.2. The rest is what the same authors chose for their next tiny model (v7
-            # tiny), since the paper's yolov4-tiny was trained with Darknet.
-            Recipe(
-                "tiny",
-                schedule=Schedule(epochs=600, final_factor=0.01),
-                loss=Loss(objectness_gain=1.0, class_gain=0.5),
-            ),
-            # A few hundred images from a pretrained checkpoint: the rates of v7 custom, in a short schedule.
-            Recipe(
-                "custom",
-                batch=16,  # ours: four batches to a step at the nominal batch
-                schedule=Schedule(
-                    epochs=100,  # ours
-                    final_factor=0.1,  # v7 custom
-                    warmup_min_steps=100,  # ours: 1000 batches would be half of such a training
-                    plain_epochs=15,  # YOLOX 2.3: the last epochs see images as they will come
-                ),
-            ),
+            _LARGE_FINETUNE,
+            _TINY,
+            _CUSTOM,
         )
     }
 )
