@@ -1,0 +1,175 @@
+"""Recorded video -> every frame, upright, with its time. Read by PyAV (FFmpeg).
+
+PyAV rather than ``cv2.VideoCapture``: it gives presentation times (phones record at a variable rate), honours
+the colour matrix of the file, says why a file cannot be read, and tells a damaged end from a proper one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scaledyolo.errors import SourceError
+from scaledyolo.sources.frame import BaseSource, Frame, SourceKind
+from scaledyolo.sources.image_reader import printable, reason_of
+from scaledyolo.sources.remote import is_url, relative_of_url, without_password
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+# Seconds without data after which a network connection counts as dead; no effect on local files.
+NETWORK_TIMEOUT_SECONDS = 10.0
+
+
+class VideoFile(BaseSource):
+    """All frames of one video file, or of one that lies on a web server."""
+
+    kind: SourceKind = "video"
+
+    def __init__(self, source: str | os.PathLike[str], *, relative: PurePosixPath | None = None) -> None:
+        """Open nothing yet but check that the file can be opened and holds a video.
+
+        Args:
+            source: path, or http(s) URL.
+            relative: where outputs put its results; by default its name.
+
+        Raises:
+            SourceError: the file is missing, is no video, or cannot be read.
+        """
+        self.location = os.fspath(source)
+        remote = is_url(self.location)
+        self.source = without_password(self.location) if remote else self.location
+        self.name = printable(self.source)
+        default = relative_of_url(self.location) if remote else PurePosixPath(Path(source).name)
+        self.relative = relative or default
+        with open_container(self.location, self.name) as container:
+            stream = video_stream(container, self.name)
+            self.fps = rate_of(stream)
+            self._num_frames = _expected_frames(container, stream, self.fps)
+
+    @property
+    def num_frames(self) -> int | None:
+        """Frames that the container claims to hold, or an estimate from its duration; None when it says neither."""
+        return self._num_frames
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield every frame. Damaged parts are skipped, and reported by a last frame with an error.
+
+        Raises:
+            SourceError: not a single frame could be decoded.
+        """
+        count, first_time = 0, None
+        damage = _Damage()
+        with open_container(self.location, self.name) as container:
+            stream = video_stream(container, self.name)
+            stream.thread_type = "AUTO"
+            for picture in _decode(container, stream, damage):
+                time = picture.time
+                first_time = time if first_time is None else first_time
+                yield Frame(
+                    image=rgb_of(picture),
+                    source=self.source,
+                    index=count,
+                    timestamp=None if time is None or first_time is None else float(time - first_time),
+                    origin="video",
+                    fps=self.fps,
+                    relative=self.relative,
+                )
+                count += 1
+        if count == 0:
+            raise SourceError(f"{self.name} holds no frame that can be decoded{damage.explain()}")
+        if damage.packets:
+            yield Frame(
+                image=None,
+                source=self.source,
+                index=count,
+                origin="video",
+                fps=self.fps,
+                relative=self.relative,
+                error=SourceError(f"{self.name} is damaged or cut off after {count} frames{damage.explain()}"),
+            )
+
+
+class _Damage:
+    """Packets that could not be decoded, and what the decoder said about the last one."""
+
+    def __init__(self) -> None:
+        self.packets = 0
+        self.reason = ""
+
+    def add(self, error: BaseException) -> None:
+        self.packets += 1
+        self.reason = reason_of(error)
+
+    def explain(self) -> str:
+        return f": {self.packets} packet(s) failed with {self.reason!r}" if self.packets else ""
+
+
+def open_container(location: str, name: str, options: dict[str, str] | None = None) -> InputContainer:
+    """Open a file or URL with FFmpeg; raises SourceError with FFmpeg's reason."""
+    import av
+
+    try:
+        return av.open(location, "r", options=options or {}, timeout=NETWORK_TIMEOUT_SECONDS, metadata_errors="replace")
+    except av.error.ExitError as error:
+        raise SourceError(f"{name} did not answer within {NETWORK_TIMEOUT_SECONDS:g} seconds") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise SourceError(f"{name} cannot be read as video: {reason_of(error)}") from error
+
+
+def video_stream(container: InputContainer, name: str) -> VideoStream:
+    """The first moving picture of a container (cover art of music does not count); raises SourceError without one."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise SourceError(f"{name} holds no video, only {', '.join({s.type for s in container.streams}) or 'nothing'}")
+
+
+def rate_of(stream: VideoStream) -> float | None:
+    """Frames per second that the container states, or None."""
+    rate = stream.average_rate or stream.guessed_rate
+    return float(rate) if rate else None
+
+
+def rgb_of(picture: VideoFrame) -> np.ndarray:
+    """H x W x 3 uint8 RGB, turned as the display matrix of the recording device asks."""
+    image: np.ndarray = picture.to_ndarray(format="rgb24")
+    quarter_turns = round(picture.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+def _expected_frames(container: InputContainer, stream: VideoStream, fps: float | None) -> int | None:
+    if stream.frames:
+        return int(stream.frames)
+    if container.duration and fps:
+        return max(1, round(container.duration / 1e6 * fps))  # FFmpeg counts containers in microseconds
+    return None
+
+
+def _decode(container: InputContainer, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
+    """Frames of a stream; packets that cannot be decoded are counted and skipped."""
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.error.FFmpegError, OSError) as error:  # the file ends in the middle, or the connection broke
+            damage.add(error)
+            return
+        if packet is None:
+            return
+        try:
+            pictures = packet.decode()
+        except av.error.FFmpegError as error:
+            damage.add(error)
+            continue
+        yield from pictures
