@@ -52,6 +52,10 @@ class SourceError(ScaledYoloError):
     """An image, video or stream that cannot be read."""
 
 
+class OutputError(ScaledYoloError):
+    """A result that cannot be written."""
+
+
 class DataError(ScaledYoloError):
     """A data set that cannot be used as it is."""
 
