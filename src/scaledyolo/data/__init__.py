@@ -1,0 +1,1 @@
+"""From a folder of images and boxes to batches: readers, caches, augmentation, loaders, anchors. No torch."""

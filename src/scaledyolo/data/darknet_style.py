@@ -1,6 +1,7 @@
 """Darknet's augmentation: jittered crops stretched to the network size, cut together at a random point.
 
-Training specification 4.5. Unlike the affine family it does not keep the aspect of images, and fills with the mean colour, not with grey.
+Training specification 4.5. Unlike the affine family it does not keep the aspect of images, and fills with the mean
+colour, not with grey.
 """
 
 from __future__ import annotations
