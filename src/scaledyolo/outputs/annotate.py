@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,14 +10,15 @@ import numpy as np
 from scaledyolo.outputs.records import class_names_of
 
 if TYPE_CHECKING:
-    from supervision import Color, Detections
+    from supervision import BoxAnnotator, Color, Detections, RichLabelAnnotator
 
-# Line and letter sizes grow with the geometric mean of the sides; these give 2 px lines and 13 px letters at 640 x 480.
+# Line and letter sizes grow with the geometric mean of the sides; these give 2 px lines and 18 px letters at
+# 640 x 480.
 _LINE_PER_SIDE = 1 / 280
-_LETTER_PER_SIDE = 1 / 42
-_SMALLEST_LETTER, _LARGEST_LETTER = 9, 160
-# Height of a capital letter of OpenCV's Hershey font at scale 1.
-_FONT_HEIGHT = 22
+_LETTER_PER_SIDE = 1 / 31
+_SMALLEST_LETTER, _LARGEST_LETTER = 11, 200
+# Pushing labels apart takes quadratic time, and among more labels than this no order can be seen anyway.
+_MAX_LABELS_APART = 40
 # Above this perceived brightness of the background (ITU-R BT.601, 0 to 255), black letters read better than white ones.
 _BRIGHT = 140
 
@@ -25,10 +27,17 @@ class Annotator:
     """Draws boxes and labels with supervision's annotators; colours stand for classes (or tracks, when there
     are any)."""
 
-    def __init__(self, *, labels: bool = True, confidences: bool = True) -> None:
+    def __init__(self, *, labels: bool = True, confidences: bool = True, font_path: str | None = None) -> None:
+        """Keep the style.
+
+        Args:
+            labels: write the class beside each box.
+            confidences: write the confidence behind the class.
+            font_path: TrueType font for the labels; needed for scripts that Pillow's own font lacks (CJK, ...).
+        """
         self.labels = labels
         self.confidences = confidences
-        self._drawers: dict[tuple[int, int, bool, bool], tuple] = {}
+        self.font_path = font_path
 
     def draw(self, image: np.ndarray, detections: Detections) -> np.ndarray:
         """Return an annotated copy.
@@ -44,14 +53,12 @@ class Annotator:
         scene = np.ascontiguousarray(image[:, :, ::-1])
         if len(detections):
             # Small boxes last, so that no large one hides their labels.
-            drawn: Detections = detections[np.argsort(-detections.area, kind="stable")]  # type: ignore[assignment]
-            texts = self._texts(drawn)
-            unicode = any(not text.isascii() for text in texts)
-            boxes, labels = self._drawer(image.shape[0], image.shape[1], drawn.tracker_id is not None, unicode)
+            drawn: Detections = detections[np.argsort(-detections.area, kind="stable")]
+            boxes, labels = _drawers(image.shape[:2], len(drawn) <= _MAX_LABELS_APART, self.font_path)
             lookup = _color_lookup(drawn)
             scene = boxes.annotate(scene, drawn, custom_color_lookup=lookup)
             if self.labels:
-                scene = labels.annotate(scene, drawn, labels=texts, custom_color_lookup=lookup)
+                scene = labels.annotate(scene, drawn, labels=self._texts(drawn), custom_color_lookup=lookup)
         return np.ascontiguousarray(scene[:, :, ::-1])
 
     def _texts(self, detections: Detections) -> list[str]:
@@ -62,33 +69,33 @@ class Annotator:
             texts = [f"{text} {value:.2f}" for text, value in zip(texts, detections.confidence, strict=True)]
         return [" ".join(text.split()) for text in texts]
 
-    def _drawer(self, height: int, width: int, tracked: bool, unicode: bool) -> tuple:
-        """Annotators for one image size; OpenCV's font has ASCII only, other names are drawn by Pillow."""
-        import supervision as sv
 
-        key = (height, width, tracked, unicode)
-        if key not in self._drawers:
-            side = (height * width) ** 0.5
-            thickness = max(1, round(side * _LINE_PER_SIDE))
-            letter = min(max(side * _LETTER_PER_SIDE, _SMALLEST_LETTER), _LARGEST_LETTER)
-            palette = sv.ColorPalette.DEFAULT
-            ink = sv.ColorPalette([_ink_on(color) for color in palette.colors])
-            common = {"color": palette, "text_color": ink, "text_padding": max(2, round(letter / 3))}
-            common |= {"smart_position": False}
-            if unicode:
-                text = sv.RichLabelAnnotator(font_size=round(letter * 1.35), **common)
-            else:
-                scale = letter / _FONT_HEIGHT
-                text = sv.LabelAnnotator(text_scale=scale, text_thickness=max(1, round(scale * 1.6)), **common)
-            self._drawers = {key: (sv.BoxAnnotator(palette, thickness), text)}
-        return self._drawers[key]
+@functools.lru_cache(maxsize=8)
+def _drawers(
+    size: tuple[int, int], apart: bool, font_path: str | None
+) -> tuple[BoxAnnotator, RichLabelAnnotator]:
+    """Annotators for one image size. Pillow draws the text: OpenCV's font is thin and knows ASCII only."""
+    import supervision as sv
+
+    side = (size[0] * size[1]) ** 0.5
+    letter = min(max(round(side * _LETTER_PER_SIDE), _SMALLEST_LETTER), _LARGEST_LETTER)
+    palette = sv.ColorPalette.DEFAULT
+    labels = sv.RichLabelAnnotator(
+        color=palette,
+        text_color=sv.ColorPalette([_ink_on(color) for color in palette.colors]),
+        font_path=font_path,
+        font_size=letter,
+        text_padding=max(2, round(letter / 4)),
+        smart_position=apart,  # moves labels off each other and into the picture
+    )
+    return sv.BoxAnnotator(palette, max(1, round(side * _LINE_PER_SIDE))), labels
 
 
 def _color_lookup(detections: Detections) -> np.ndarray:
     """Index into the palette: the track when there is one, so that neighbours of one class can be told apart."""
     ids = detections.tracker_id if detections.tracker_id is not None else detections.class_id
     indices = np.zeros(len(detections), int) if ids is None else np.asarray(ids, int)
-    return np.abs(indices)
+    return np.asarray(np.abs(indices))
 
 
 def _ink_on(color: Color) -> Color:
