@@ -12,7 +12,7 @@ Everything is computed in float64 and stored in float32. Graph and weights that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from typing import TypeAlias
@@ -44,8 +44,9 @@ def fold(graph: Graph, weights: Mapping[str, Array]) -> tuple[Graph, Weights]:
     folded: Weights = {}
     nodes = tuple(_fold_node(graph, node, weights, folded) for node in graph)
     graph = graph.with_nodes(nodes)
-    for merge in (_merge_backward, _merge_forward):
-        graph = _merge_affines(graph, folded, merge)
+    graph = _merge_affines(graph, folded, _affine_names(graph), _merge_backward)
+    # Forward, the map next to a convolution has to go first, to make room for the one before it.
+    graph = _merge_affines(graph, folded, reversed(_affine_names(graph)), _merge_forward)
     return graph, {name: folded[name] for name in graph.parameters}
 
 
@@ -144,14 +145,18 @@ def _scaled(weight: Array, scale: Float64) -> Array:
     return out
 
 
-# A merge looks at one per-channel affine map and returns what happens to the nodes, or None where it cannot be done.
-# Result: nodes to replace, by name (only their op changes).
+# A merge takes graph, node, scale, shift and the weights that it updates. It returns the convolutions that took the map
+# in, by name, or None where it cannot be done.
 _Merge = Callable[[Graph, Node, Float64, Float64, Weights], dict[str, Node] | None]
 
 
-def _merge_affines(graph: Graph, weights: Weights, merge: _Merge) -> Graph:
+def _affine_names(graph: Graph) -> list[str]:
+    return [node.name for node in graph if isinstance(node.op, Affine | Implicit)]
+
+
+def _merge_affines(graph: Graph, weights: Weights, names: Iterable[str], merge: _Merge) -> Graph:
     """Merge every affine map that can be, one at a time; ``weights`` is updated in place."""
-    for name in [node.name for node in graph if isinstance(node.op, Affine | Implicit)]:
+    for name in names:
         node = graph[name]
         scale, shift = _affine_map(node, weights)
         changed = merge(graph, node, scale, shift, weights)

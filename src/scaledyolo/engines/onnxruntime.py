@@ -47,9 +47,10 @@ class OnnxRuntimeEngine:
                 f"this build of ONNX Runtime cannot use {device!r}; install onnxruntime-gpu instead of onnxruntime"
             )
         providers = list(dict.fromkeys((PROVIDERS[device], PROVIDERS["cpu"])))
+        options = _session_options(threads)
         source = model if isinstance(model, bytes) else os.fspath(model)
         try:
-            self._session = onnxruntime.InferenceSession(source, _session_options(threads), providers=providers)
+            self._session = onnxruntime.InferenceSession(source, options, providers=providers)
         except Exception as error:  # ONNX Runtime has an exception type of its own for each way to fail
             what = "the model" if isinstance(source, bytes) else source
             raise FormatError(f"{what}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from None
