@@ -251,7 +251,7 @@ def test_sigmoid_mish_survives_half_precision() -> None:
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     half = np.concatenate([images.ravel()[:-4], [-6e4, -1e3, 1e3, 6e4]]).astype(np.float16)
-    with np.errstate(over="ignore", invalid="ignore"):  # inside the evaluator's sigmoid, on the side that it throws away
+    with np.errstate(over="ignore", invalid="ignore"):  # on the side its sigmoid throws away
         found = by_reference(model, half.reshape(images.shape))[0].ravel()  # type: ignore[arg-type]
     np.testing.assert_allclose(found.astype(np.float64), mish64(half), rtol=5e-3, atol=5e-3)
 
