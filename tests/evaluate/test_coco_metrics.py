@@ -25,8 +25,8 @@ from scaledyolo.evaluate.arrays import (
     predictions_from_lists,
     predictions_to_coco,
 )
-from scaledyolo.evaluate.coco import FIGURE_NAMES, coco_metrics
-from scaledyolo.evaluate.matching import average_precision, match, weighted_average_precision
+from scaledyolo.evaluate.coco import FIGURE_NAMES, RECALL_POINTS, coco_metrics
+from scaledyolo.evaluate.matching import average_precision, match, recall_points_reached, weighted_average_precision
 
 SCENES: dict[str, dict[str, Any]] = {
     "plain": {"crowd_share": 0.0},
@@ -116,7 +116,7 @@ GOLDENS = [
 @pytest.mark.parametrize(("flags", "num_objects", "coco", "area"), GOLDENS)
 def test_average_precision_goldens(flags: tuple[int, ...], num_objects: int, coco: float, area: float) -> None:
     found = np.array([flags], dtype=bool)
-    arguments = found, np.zeros_like(found), np.ones((1, len(flags))), np.array([float(num_objects)])
+    arguments = found, np.zeros_like(found), np.ones((len(flags), 1)), np.array([float(num_objects)])
     assert weighted_average_precision(*arguments)[0, 0] == pytest.approx(coco, abs=5e-7)
     assert weighted_average_precision(*arguments, "area")[0, 0] == pytest.approx(area, abs=5e-7)
     assert exact_101_point(flags, num_objects) == pytest.approx(coco, abs=5e-7)
@@ -136,7 +136,7 @@ def exact_101_point(flags: tuple[int, ...], num_objects: int) -> float:
 def test_average_precision_equals_its_definition(flags: list[bool], extra: int) -> None:
     num_objects = sum(flags) + extra or 1
     found = np.array([flags])
-    value = weighted_average_precision(found, ~found & False, np.ones((1, len(flags))), np.array([float(num_objects)]))
+    value = weighted_average_precision(found, ~found & False, np.ones((len(flags), 1)), np.array([float(num_objects)]))
     assert 0 <= value[0, 0] <= 1
     assert value[0, 0] == pytest.approx(exact_101_point(tuple(map(int, flags)), num_objects), abs=1 / 101 + 1e-9)
 
@@ -182,6 +182,13 @@ def test_perfect_detections_score_one(scene: Callable, seed: int) -> None:
     )
     precision = average_precision(match(truth, perfect, max_detections=1000))
     np.testing.assert_allclose(precision[~np.isnan(precision)], 1.0)
+
+
+def test_recalls_meet_their_points_as_in_numpy() -> None:
+    """Every recall k / n with n up to 400: some of them equal a point only up to the last bit."""
+    recalls = np.array([k / n for n in range(1, 401) for k in range(n + 1)])
+    expected = np.searchsorted(RECALL_POINTS, recalls, side="right")
+    np.testing.assert_array_equal(recall_points_reached(recalls), expected)
 
 
 def test_empty_cases() -> None:

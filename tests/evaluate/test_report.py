@@ -21,6 +21,7 @@ from scaledyolo.evaluate.arrays import GroundTruth, Predictions, ground_truth_fr
 from scaledyolo.evaluate.bootstrap import compare_average_precision
 from scaledyolo.evaluate.coco import coco_metrics
 from scaledyolo.evaluate.matching import match
+from scaledyolo.evaluate.protocols import DARKNET_MAP
 from scaledyolo.evaluate.report import ReportOptions, report_html, write_report
 
 VOID = {"meta", "img", "link", "br", "image", "rect"}
@@ -158,3 +159,15 @@ def test_pages_about_little(num_images: int, num_objects: int, num_detections: i
     content = json.loads(figures.read_text(encoding="utf-8"))
     assert content["num_objects"] == num_images * num_objects
     assert content["coco"]["AP"] == (0 if num_images * num_objects else None)
+
+
+def test_darknet_protocol_shows_its_own_figure() -> None:
+    """Training spec 5.4: flags 1, 0, 1 of 4 objects have an exact area of 0.416667 and 0.422442 by COCO's points."""
+    boxes = [[60.0 * i, 0, 60 * i + 40, 40] for i in range(4)]
+    truth = ground_truth_from_lists(["a"], [(400, 100)], [boxes], [[0] * 4])
+    found = [boxes[0], [0, 60, 40, 90], boxes[1]]
+    predictions = predictions_from_lists([found], [[0.9, 0.8, 0.7]], [[0] * 3], num_classes=1)
+    analysis = analyse(truth, predictions, protocol=DARKNET_MAP, num_resamples=0)
+    assert analysis.ap50_area == pytest.approx(0.416667, abs=5e-7)
+    assert analysis.coco.ap50 == pytest.approx(0.422442, abs=5e-7)
+    assert "0.417" in Page(report_html(analysis, truth, predictions)).text

@@ -13,7 +13,7 @@ from scaledyolo.evaluate.coco import CocoMetrics, coco_metrics
 from scaledyolo.evaluate.confusion import ConfusionMatrix, confusion_matrix
 from scaledyolo.evaluate.curves import Calibration, ConfidenceCurves, calibration, confidence_curves
 from scaledyolo.evaluate.error_types import ErrorReport, ErrorType, error_types
-from scaledyolo.evaluate.matching import Matching, match
+from scaledyolo.evaluate.matching import Matching, average_precision, match
 from scaledyolo.evaluate.protocols import COCO, Protocol
 
 
@@ -33,6 +33,7 @@ class Analysis:
 
     protocol: Protocol
     coco: CocoMetrics
+    ap50_area: float  # AP50 as the exact area under the envelope, Darknet's mAP (detector map -points 0)
     intervals: ApBootstrap | None  # None without images or when not asked for
     curves: ConfidenceCurves
     confusion: ConfusionMatrix
@@ -58,7 +59,7 @@ def analyse(
     Args:
         truth: what there is.
         predictions: what was detected under ``protocol``.
-        protocol: decides how many detections are scored and how average precision is integrated.
+        protocol: says how the predictions were made and how many per image and class are scored.
         confidence: threshold at which errors, confusions and worst images are counted.
         num_resamples: of the bootstrap; 0 leaves the intervals out.
         seed: of the bootstrap.
@@ -70,17 +71,16 @@ def analyse(
     check_pair(truth, predictions)
     scored = protocol.scored_detections
     matching = match(truth, predictions, max_detections=scored)
-    errors = error_types(
-        truth, predictions, confidence=confidence, max_detections=scored, interpolation=protocol.interpolation
-    )
+    errors = error_types(truth, predictions, confidence=confidence, max_detections=scored)
     intervals = None
     if num_resamples > 0 and truth.num_images > 0:
-        intervals = bootstrap_average_precision(
-            matching, num_resamples=num_resamples, seed=seed, interpolation=protocol.interpolation
-        )
+        intervals = bootstrap_average_precision(matching, num_resamples=num_resamples, seed=seed)
+    areas = average_precision(matching, "area")[matching.threshold_index(0.5)]
+    present = ~np.isnan(areas)
     return Analysis(
         protocol=protocol,
         coco=coco_metrics(truth, predictions),
+        ap50_area=float(areas[present].mean()) if present.any() else float("nan"),
         intervals=intervals,
         curves=confidence_curves(matching),
         confusion=confusion_matrix(truth, predictions, confidence=confidence),

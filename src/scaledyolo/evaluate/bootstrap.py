@@ -15,8 +15,8 @@ from scaledyolo.errors import UsageError
 from scaledyolo.evaluate.arrays import FloatArray
 from scaledyolo.evaluate.matching import Interpolation, Matching, average_precision, class_average_precision
 
-# Numbers held at a time for one class: resamples are worked off in runs so that memory does not grow with the data.
-_CHUNK_NUMBERS = 4_000_000
+# Numbers held at a time for one class: resamples are worked off in runs that fit into the processor's cache.
+_CHUNK_NUMBERS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,13 @@ def resampled_average_precision(
     matching: Matching, image_weights: NDArray[np.floating], interpolation: Interpolation = "101-point"
 ) -> FloatArray:
     """Average precision (B, T, K) of B data sets in which image i occurs ``image_weights[b, i]`` times."""
-    shape = (len(image_weights), len(matching.iou_thresholds), matching.num_classes)
-    result = np.empty(shape)
-    largest = int(np.diff(matching.class_starts).max(initial=1))
-    chunk = max(1, _CHUNK_NUMBERS // max(largest, 1))
-    for start in range(0, len(image_weights), chunk):
-        rows = slice(start, start + chunk)
-        for class_id in range(matching.num_classes):
-            result[rows, :, class_id] = class_average_precision(matching, class_id, image_weights[rows], interpolation)
+    result = np.empty((len(image_weights), len(matching.iou_thresholds), matching.num_classes))
+    for class_id, num_detections in enumerate(np.diff(matching.class_starts).tolist()):
+        chunk = max(1, _CHUNK_NUMBERS // max(num_detections, 1))
+        for start in range(0, len(image_weights), chunk):
+            rows = slice(start, start + chunk)
+            columns = np.ascontiguousarray(image_weights[rows].T)
+            result[rows, :, class_id] = class_average_precision(matching, class_id, columns, interpolation).T
     return result
 
 

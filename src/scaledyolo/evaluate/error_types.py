@@ -169,7 +169,7 @@ def _mean_ap(
             continue
         positives = np.array([float(num_positives[class_id])])
         precision = weighted_average_precision(
-            right[run][None], gone[run][None], np.ones((1, len(run))), positives, interpolation
+            right[run][None], gone[run][None], np.ones((len(run), 1)), positives, interpolation
         )
         values.append(float(precision[0, 0]))
     return float(np.mean(values)) if values else float("nan")

@@ -150,8 +150,10 @@ def _summary(analysis: Analysis, truth: GroundTruth) -> list[str]:
     coco, intervals = analysis.coco, analysis.intervals
     ap, ap50, ap75 = (intervals.ap, intervals.ap50, intervals.ap75) if intervals else (None, None, None)
     best = analysis.curves.best_f1()
+    darknet = [("mAP50, Darknet", _figure(analysis.ap50_area), "exact area under the curve")]
     headline = cards(
         [
+            *(darknet if analysis.protocol.interpolation == "area" else []),
             ("AP", _figure(coco.ap), _range(ap) or "IoU 0.50 to 0.95"),
             ("AP50", _figure(coco.ap50), _range(ap50) or "IoU 0.50"),
             ("AP75", _figure(coco.ap75), _range(ap75) or "IoU 0.75"),

@@ -29,6 +29,7 @@ def analysis_as_json(
             "num_images": truth.num_images,
             "num_objects": int(truth.class_counts().sum()),
             "coco": analysis.coco.figures(),
+            "AP50_area": analysis.ap50_area,
             "intervals": _intervals(analysis.intervals),
             "comparison": _comparison(comparison, truth) if comparison else None,
             "classes": _classes(analysis, truth),
