@@ -23,6 +23,17 @@ class NodeCost:
     macs: int
     activation_bytes: int  # of the output, in float32
     memory_access: int  # values moved: inputs, outputs and weights (the terms of the paper's Eq. 1)
+    cio: int  # input times output channels of a convolution, a group's (convolutional input/output, paper Table 5)
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity: FLOP for each byte moved in float32, by which a roofline is read."""
+        return arithmetic_intensity(self.macs, self.memory_access)
+
+
+def arithmetic_intensity(macs: int, memory_access: int) -> float:
+    """FLOP (2 per MAC) for each byte of the values moved in float32; 0 where nothing is moved."""
+    return macs / (2 * memory_access) if memory_access else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +49,18 @@ class Cost:
     boxes: int  # candidates before suppression
     activation_bytes: int
     memory_access: int
+    cio: int
     weights_bytes: int  # size of a .weights file with a current header
 
     @property
     def gflops(self) -> float:
         """Giga floating-point operations of the convolutions, 2 per MAC."""
         return 2 * self.macs / 1e9
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity of the whole network: FLOP for each byte moved in float32."""
+        return arithmetic_intensity(self.macs, self.memory_access)
 
 
 def node_costs(graph: Graph, height: int, width: int) -> Iterator[NodeCost]:
@@ -62,6 +79,7 @@ def node_costs(graph: Graph, height: int, width: int) -> Iterator[NodeCost]:
             macs=node.op.macs(out, *channels),
             activation_bytes=4 * values,
             memory_access=inputs + values + params if values else 0,
+            cio=channels[0] // node.op.groups * node.op.filters if isinstance(node.op, Conv) else 0,
         )
 
 
@@ -93,6 +111,7 @@ def cost(graph: Graph, height: int | None = None, width: int | None = None) -> C
         ),
         activation_bytes=sum(row.activation_bytes for row in rows),
         memory_access=sum(row.memory_access for row in rows),
+        cio=sum(row.cio for row in rows),
         weights_bytes=4 * stored + WEIGHTS_HEADER_BYTES,
     )
 
@@ -124,18 +143,9 @@ class ReceptiveField:
 
 def receptive_fields(graph: Graph) -> Mapping[str, ReceptiveField]:
     """Receptive field of every node (paper Table 7): each k x k window adds (k - 1) times the stride before it."""
-    fields = {Graph.INPUT: ReceptiveField(1, 1)}
+    strides = graph.node_strides
+    sizes = {Graph.INPUT: 1}
     for node in graph:
-        sources = [fields[source] for source in node.inputs]
-        size, stride = max(field.size for field in sources), max(field.stride for field in sources)
-        kernel, step = 1, 1
-        if isinstance(node.op, Conv):
-            kernel, step = node.op.dilation * (node.op.kernel - 1) + 1, node.op.stride[0]
-        elif isinstance(node.op, Pool):
-            kernel, step = node.op.kernel, node.op.stride
-        elif hasattr(node.op, "scale"):
-            stride = max(stride // node.op.scale, 1)
-        elif hasattr(node.op, "block"):
-            kernel, step = node.op.block, node.op.block
-        fields[node.name] = ReceptiveField(size + (kernel - 1) * stride, stride * step)
-    return fields
+        before = max(strides[source] for source in node.inputs)
+        sizes[node.name] = max(sizes[source] for source in node.inputs) + (node.op.window.size - 1) * before
+    return {name: ReceptiveField(size, strides[name]) for name, size in sizes.items()}

@@ -128,9 +128,18 @@ class Graph:
         return tuple(self.height // self._native_shapes[head.name].height for head in self.heads)
 
     @cached_property
+    def node_strides(self) -> Mapping[str, int]:
+        """Input pixels between neighbouring cells of the image and of every node's output."""
+        strides = {self.INPUT: 1}
+        for node in self.nodes:
+            window = node.op.window
+            strides[node.name] = max(max(strides[source] for source in node.inputs) * window.step // window.enlarge, 1)
+        return strides
+
+    @cached_property
     def max_stride(self) -> int:
-        """What height and width must be a multiple of."""
-        return max(self.strides)
+        """What height and width must be a multiple of: the largest stride anywhere, whether or not a head has it."""
+        return max(self.node_strides.values())
 
     @property
     def num_classes(self) -> int:

@@ -35,10 +35,23 @@ class Shape(NamedTuple):
         return f"{self.channels}x{self.height}x{self.width}"
 
 
+class Window(NamedTuple):
+    """How an operation's output lies over its input: what receptive field and stride are computed from."""
+
+    size: int = 1  # cells of the input, along one side, that one cell of the output sees
+    step: int = 1  # cells of the input between neighbouring cells of the output
+    enlarge: int = 1  # cells of the output for one of the input
+
+
 class _Op:
-    """What all operations answer. Defaults: shape kept, nothing stored, no multiplications."""
+    """What all operations answer. Defaults: shape kept, nothing stored, no multiplications, cell by cell."""
 
     __slots__ = ()
+
+    @property
+    def window(self) -> Window:
+        """Cells of the input under one cell of the output; that of the longer side where the sides differ."""
+        return Window()
 
     def out_channels(self, *channels: int) -> int:
         """Channels of the output for these input channels."""
@@ -86,6 +99,10 @@ class Conv(_Op):
     norm: bool = True
     bias: bool = False
     activation: Activation = "linear"
+
+    @property
+    def window(self) -> Window:
+        return Window(self.dilation * (self.kernel - 1) + 1, max(self.stride))
 
     def out_channels(self, *channels: int) -> int:
         for count, what in ((channels[0], "input channels"), (self.filters, "filters")):
@@ -154,6 +171,10 @@ class Pool(_Op):
     padding: int
     kind: Literal["max", "average"] = "max"
 
+    @property
+    def window(self) -> Window:
+        return Window(self.kernel, self.stride)
+
     def out_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs
         height, width = ((side + self.padding - self.kernel) // self.stride + 1 for side in (shape.height, shape.width))
@@ -174,6 +195,10 @@ class Upsample(_Op):
 
     scale: int = 2
     gain: float = 1.0
+
+    @property
+    def window(self) -> Window:
+        return Window(enlarge=self.scale)
 
     def out_shape(self, *inputs: Shape) -> Shape:
         (shape,) = inputs
@@ -258,6 +283,10 @@ class SpaceToDepth(_Op):
     block: int = 2
     order: Literal["row", "column"] = "row"
 
+    @property
+    def window(self) -> Window:
+        return Window(self.block, self.block)
+
     def out_channels(self, *channels: int) -> int:
         return channels[0] * self.block**2
 
@@ -273,6 +302,10 @@ class DepthToSpace(_Op):
     """The inverse of :class:`SpaceToDepth` in row order."""
 
     block: int = 2
+
+    @property
+    def window(self) -> Window:
+        return Window(enlarge=self.block)
 
     def out_channels(self, *channels: int) -> int:
         if channels[0] % self.block**2:
@@ -293,6 +326,10 @@ class Reorg(_Op):
     """
 
     block: int = 2
+
+    @property
+    def window(self) -> Window:
+        return Window(self.block, self.block)
 
     def out_channels(self, *channels: int) -> int:
         if channels[0] % self.block**2:
