@@ -145,8 +145,9 @@ class VideoEncoder:
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(exist_ok=False)
-            flags = "frag_keyframe+empty_moov+default_base_moof"
-            self._container = av.open(str(path.absolute()), "w", format="mp4", options={"movflags": flags})
+            # Without flush_packets, FFmpeg keeps even complete fragments in its own buffer.
+            options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+            self._container = av.open(str(path.absolute()), "w", format="mp4", options=options)
         codec = next(name for name in _VIDEO_CODECS if name in av.codecs_available)
         stream = self._container.add_stream(codec, rate=self._fps)
         assert isinstance(stream, av.VideoStream)

@@ -18,9 +18,8 @@ import numpy as np
 
 from scaledyolo.errors import SourceError
 from scaledyolo.sources.frame import BaseSource, Frame, SourceKind
-from scaledyolo.sources.image_reader import reason_of
 from scaledyolo.sources.remote import relative_of_url, without_password
-from scaledyolo.sources.video import open_container, rate_of, rgb_of, video_stream
+from scaledyolo.sources.video import ffmpeg_reason, open_container, rate_of, rgb_of, video_stream
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -81,7 +80,7 @@ class NetworkFeed:
             try:
                 packet = next(self._packets, None)
             except (av.error.FFmpegError, OSError) as error:
-                raise SourceError(f"{self.name} broke off: {reason_of(error)}") from error
+                raise SourceError(f"{self.name} broke off: {ffmpeg_reason(error)}") from error
             if packet is None:
                 return
             try:
@@ -256,16 +255,16 @@ class _Reader:
         failure: SourceError | None = None
         while not self._stop.is_set():
             feed, self._feed = self._feed, None
+            count_before, failure = self._count, None
             try:
                 feed = feed or self._open_again()
-                failure = None
-                failures = 0 if self._drain(feed) else failures + 1
+                self._drain(feed)
             except SourceError as error:
                 failure = error
-                failures += 1
             finally:
                 if feed is not None:
                     feed.close()
+            failures = 0 if self._count > count_before else failures + 1
             if failures > self._reconnect.attempts or self._reconnect.attempts == 0:
                 break
             self._stop.wait(self._reconnect.wait_seconds(max(failures - 1, 0)))
@@ -279,12 +278,10 @@ class _Reader:
         self.reconnections += 1
         return feed
 
-    def _drain(self, feed: Feed) -> bool:
-        """Read until the end; returns whether there was any picture."""
-        before = self._count
+    def _drain(self, feed: Feed) -> None:
+        """Read until the end."""
         while not self._stop.is_set() and (convert := feed.read()) is not None:
             self._put(convert)
-        return self._count > before
 
     def _put(self, convert: Callable[[], np.ndarray]) -> None:
         now = time.monotonic()

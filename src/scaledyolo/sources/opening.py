@@ -53,6 +53,8 @@ def open_source(
     if isinstance(source, int):
         return LiveStream.from_camera(source, reconnect=reconnect)
     text = os.fspath(source)
+    if not text:
+        raise SourceError("the source is an empty text; name a file, folder, pattern, URL or camera number")
     if text == "-":
         entries = list_lines(sys.stdin.buffer.read(), name="standard input", folder=None)
         return FileSource(entries, max_pixels=max_pixels)

@@ -105,10 +105,19 @@ class _Damage:
 
     def add(self, error: BaseException) -> None:
         self.packets += 1
-        self.reason = reason_of(error)
+        self.reason = ffmpeg_reason(error)
 
     def explain(self) -> str:
         return f": {self.packets} packet(s) failed with {self.reason!r}" if self.packets else ""
+
+
+def ffmpeg_reason(error: BaseException) -> str:
+    """What FFmpeg says, without its number and the repeated path."""
+    import av
+
+    if isinstance(error, av.error.FFmpegError) and error.strerror:
+        return error.strerror
+    return reason_of(error)
 
 
 def open_container(location: str, name: str, options: dict[str, str] | None = None) -> InputContainer:
@@ -120,7 +129,7 @@ def open_container(location: str, name: str, options: dict[str, str] | None = No
     except av.error.ExitError as error:
         raise SourceError(f"{name} did not answer within {NETWORK_TIMEOUT_SECONDS:g} seconds") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceError(f"{name} cannot be read as video: {reason_of(error)}") from error
+        raise SourceError(f"{name} cannot be read as video: {ffmpeg_reason(error)}") from error
 
 
 def video_stream(container: InputContainer, name: str) -> VideoStream:
@@ -167,6 +176,8 @@ def _decode(container: InputContainer, stream: VideoStream, damage: _Damage) -> 
             return
         if packet is None:
             return
+        if packet.is_corrupt:  # the file ended inside it; decoders fill up what is missing without a word
+            damage.add(SourceError("incomplete data"))
         try:
             pictures = packet.decode()
         except av.error.FFmpegError as error:
