@@ -63,6 +63,16 @@ def _find(source: PathLike) -> ModelSpec:
     return find(name)
 
 
+def load_spec(source: PathLike) -> ModelSpec:
+    """The spec that ``source`` names: zoo name or spec file.
+
+    Raises:
+        ScaledYoloError: there is no such network or file, or the file does not describe one.
+    """
+    path = Path(source)
+    return read_spec(path) if path.suffix.lower() in SPEC_SUFFIXES else _find(source)
+
+
 def read_spec(path: Path) -> ModelSpec:
     """A spec from a YAML or JSON file.
 

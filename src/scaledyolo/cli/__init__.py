@@ -13,6 +13,7 @@ from scaledyolo.errors import ScaledYoloError, nearest
 # verb: (module below scaledyolo.cli, class in it, one line for the overview)
 VERBS: dict[str, tuple[str, str, str]] = {
     "detect": ("detect", "Detect", "find objects in images, folders, videos and streams"),
+    "train": ("train", "Train", "train a network on your own images"),
     "convert": ("convert", "Convert", "bring Darknet and PyTorch weights to a safe file, or back to Darknet"),
     "describe": ("describe", "Describe", "print parameters, operations, boxes and strides of a network"),
     "download": ("download", "Download", "fetch official weights by name, verified"),

@@ -178,9 +178,7 @@ def _cells(centre: Tensor, grid: Tensor) -> Tensor:
     return torch.minimum(centre.floor(), grid - 1)
 
 
-def _matches(
-    targets: Tensor, target: Tensor, anchor: Tensor, cells: Tensor, grid: Tensor, anchors: Tensor
-) -> Matches:
+def _matches(targets: Tensor, target: Tensor, anchor: Tensor, cells: Tensor, grid: Tensor, anchors: Tensor) -> Matches:
     rows = targets[target]
     box = torch.cat((rows[:, 2:4] * grid - cells, rows[:, 4:6] * grid), 1)
     column, row = cells.long().unbind(1)

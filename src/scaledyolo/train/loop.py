@@ -90,17 +90,16 @@ def train_epoch(t: Training) -> EpochTotals:
     totals = EpochTotals()
     t.network.train()
     t.freeze()
-    t.loader.start_epoch(t.progress.epoch, t.progress.batch)
-    t.journal.start_epoch(t.progress.epoch, t.loader.batches_per_epoch, t.progress.batch)
+    t.journal.start_epoch(t.progress.epoch, len(t.loader), t.progress.batch)
     pending = 0  # batches whose gradients wait for the optimiser
     clock = time.perf_counter()
-    for batch in t.loader:
+    for batch in t.batches():
         totals.waiting += time.perf_counter() - clock
         clock = time.perf_counter()
-        settings = step_settings(t.recipe, t.progress.step, t.loader.batches_per_epoch)
+        settings = step_settings(t.recipe, t.progress.step, len(t.loader))
         apply_settings(t.optimizer, settings)
         pending += 1
-        is_last = t.progress.batch + 1 == t.loader.batches_per_epoch
+        is_last = t.progress.batch + 1 == len(t.loader)
         stepping = pending >= settings.accumulate or is_last
         try:
             parts = forward_backward(t, batch, synchronise=stepping)

@@ -191,9 +191,7 @@ def _check_targets(targets: Tensor, batch: int, num_classes: int) -> None:
         raise DataError(f"a target belongs to image {wrong:g}, but the batch has images 0 to {batch - 1}")
 
 
-def _level_loss(
-    raw: Tensor, level: Level, matches: Matches, background: Tensor | None, config: Loss
-) -> LossParts:
+def _level_loss(raw: Tensor, level: Level, matches: Matches, background: Tensor | None, config: Loss) -> LossParts:
     """The parts of one level; ``background`` (batch, anchors, height, width) says which free slots teach background."""
     grid = _slots(raw, level)
     batch, num_anchors, _, height, width = grid.shape

@@ -68,7 +68,7 @@ class Schedule:
         _check_range("schedule.warmup_power", self.warmup_power, above=0.0)
         _check_range("schedule.warmup_momentum", self.warmup_momentum, least=0.0, below=1.0)
         _check_range("schedule.warmup_bias_rate", self.warmup_bias_rate, least=0.0)
-        _check_range("schedule.plain_epochs", self.plain_epochs, least=0, most=self.epochs)
+        _check_range("schedule.plain_epochs", self.plain_epochs, least=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,9 @@ def _settings(cls: type[Settings], document: Any, where: str, done: tuple[str, .
     for name in document:
         _check_known(str(name), hints, where, done)
     required = [
-        entry.name for entry in fields(cls) if entry.default is MISSING and entry.default_factory is MISSING  # type: ignore[arg-type]
+        entry.name
+        for entry in fields(cls)
+        if entry.default is MISSING and entry.default_factory is MISSING  # type: ignore[arg-type]
     ]
     for name in required:
         if name not in document:

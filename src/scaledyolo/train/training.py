@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.checkpoint import Checkpoint, save_checkpoint
+from scaledyolo.data.cache import CacheKind, ImageSource
 from scaledyolo.data.dataset import Dataset
+from scaledyolo.data.loader import LoaderConfig, TrainLoader
+from scaledyolo.data.order import Shard
 from scaledyolo.errors import DataError, UsageError
 from scaledyolo.evaluate.coco import CocoMetrics, coco_metrics
 from scaledyolo.evaluate.protocols import TRAINING
@@ -39,7 +43,7 @@ from scaledyolo.train.state import Progress, SavedState, load_state, save_state
 from scaledyolo.train.transfer import Transfer, transfer
 
 if TYPE_CHECKING:
-    from scaledyolo.data.loader import Batch, Loader
+    from scaledyolo.data.loader import Batch
 
 Precision = Literal["32", "bf16", "16"]
 OnNonFinite = Literal["stop", "rollback"]
@@ -60,7 +64,7 @@ class Settings:
     nodes: int = 1
     precision: Precision = "bf16"
     workers: int = 1  # threads that prepare data
-    cache: Literal["none", "ram", "disk"] = "ram"
+    cache: CacheKind = "ram"
     evaluate_every: int = 1  # epochs; the last epoch is always evaluated
     patience: int = 0  # epochs without a better one after which to stop; 0: never
     save_every: float = 300.0  # seconds between saves within an epoch; every epoch is saved anyway
@@ -81,7 +85,7 @@ class Training:
         recipe: Recipe,
         settings: Settings,
         data: tuple[Dataset, Dataset | None],
-        loader: Loader,
+        loader: TrainLoader,
         network: Network,
     ) -> None:
         self.fabric, self.spec, self.recipe, self.settings, self.loader = fabric, spec, recipe, settings, loader
@@ -93,7 +97,7 @@ class Training:
         self.network, self.optimizer = fabric.setup(compiled, make_optimizer(network, recipe))
         self.bare = network
         self.progress = Progress(epoch=recipe.schedule.first_epoch)
-        self.progress.step = self.progress.epoch * loader.batches_per_epoch
+        self.progress.step = self.progress.epoch * len(loader)
         services = open_services(settings.services, settings.folder) if fabric.is_global_zero else []
         self.journal = Journal(
             settings.folder, recipe.schedule.epochs, services, settings.quiet, first_rank=fabric.is_global_zero
@@ -106,6 +110,13 @@ class Training:
     def scales_gradients(self) -> bool:
         """Whether a gradient scaler deals with gradients that overflow (float16)."""
         return self.settings.precision == "16"
+
+    def batches(self) -> Iterator[Batch]:
+        """The remaining batches of the current epoch; its last epochs go without mixing images, as the recipe says."""
+        schedule = self.recipe.schedule
+        plain = self.progress.epoch >= schedule.epochs - schedule.plain_epochs
+        augmentation = self.recipe.augmentation.without_mixing() if plain else None
+        return self.loader.epoch(self.progress.epoch, start_batch=self.progress.batch, augmentation=augmentation)
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (batch, 3, height, width) float32 in [0, 1], channels last, and targets (n, 6), on the device."""
@@ -293,8 +304,6 @@ def prepare(
     Raises:
         ScaledYoloError: what does not fit, in one sentence.
     """
-    from scaledyolo.data.loader import Loader
-
     check_classes(spec, train_data, val_data)
     fabric = Fabric(
         accelerator=settings.device,
@@ -315,7 +324,7 @@ def prepare(
         parameter.requires_grad_(not is_frozen(name, settings.freeze))
     if settings.devices * settings.nodes > 1 and fabric.device.type == "cuda":
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    loader = Loader.for_training(train_data, recipe, graph, settings, rank=fabric.global_rank, world=fabric.world_size)
+    loader = make_loader(train_data, recipe, graph, settings, Shard(fabric.global_rank, fabric.world_size))
     training = Training(fabric, spec, recipe, settings, (train_data, val_data), loader, network)
     if resume:
         training.resume(load_state(settings.folder / STATE_FILE))
@@ -324,6 +333,27 @@ def prepare(
     if report is not None and not resume:
         training.journal.say(str(report))
     return training
+
+
+def make_loader(data: Dataset, recipe: Recipe, graph: Graph, settings: Settings, shard: Shard) -> TrainLoader:
+    """Augmented batches of the recipe's size at the network's, each process its share.
+
+    Raises:
+        UsageError: the batch cannot be shared out evenly.
+    """
+    if recipe.batch % shard.world_size:
+        raise UsageError(f"a batch of {recipe.batch} images cannot be shared by {shard.world_size} processes evenly")
+    zoom = recipe.multi_scale
+    config = LoaderConfig(
+        batch_size=recipe.batch // shard.world_size,
+        size=graph.height,
+        stride=graph.max_stride,
+        seed=settings.seed,
+        workers=settings.workers,
+        multi_scale=(1 - zoom, 1 + zoom) if zoom else None,
+    )
+    source = ImageSource(data, graph.height, cache=settings.cache)
+    return TrainLoader(source, config, recipe.augmentation, shard=shard)
 
 
 def check_classes(spec: ModelSpec, *datasets: Dataset | None) -> None:

@@ -1,0 +1,188 @@
+"""`scaledyolo detect`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from scaledyolo.cli.options import sides
+from scaledyolo.errors import UsageError
+
+if TYPE_CHECKING:
+    from scaledyolo.detector import Detector
+    from scaledyolo.outputs import RunWriter
+    from scaledyolo.sources import Frame
+
+EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
+SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Detect:
+    """Find objects in images, folders, videos and streams; results go into a new folder below --out."""
+
+    source: tyro.conf.Positional[tuple[str, ...]]
+    """Images, folders, patterns, videos, camera numbers, rtsp or http addresses, lists (.txt), or - for a list on
+    standard input."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
+    """Checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights."""
+    names: Path | None = None
+    """File with one class name a line, for Darknet models."""
+    conf: float = 0.25
+    """Lowest score reported, 0 to 1."""
+    iou: float = 0.45
+    """Overlap above which the weaker of two boxes is dropped."""
+    nms: str = "greedy"
+    """Kind of suppression: greedy, diou, darknet, soft-linear, soft-gaussian, matrix, cluster, merge."""
+    classes: tuple[str, ...] = ()
+    """Names or ids of the classes to report; by default all."""
+    agnostic: bool = False
+    """Boxes of different classes suppress each other too."""
+    max_det: int = 300
+    """Most boxes reported for an image."""
+    size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
+    """Network input in pixels; by default the model's own."""
+    resize: Literal["auto", "letterbox", "stretch"] = "auto"
+    """How images are brought to that size; auto: as the model was trained."""
+    engine: str = "auto"
+    """What runs the network."""
+    device: str = "auto"
+    """Where it runs: cpu or cuda."""
+    half: bool = False
+    """Half precision, where the engine can."""
+    threads: int | None = None
+    """Threads of the engine on a CPU; by default all cores."""
+    batch: int = 1
+    """Images that go through the network at once."""
+    tile: int = 0
+    """Detect in overlapping tiles of this many pixels a side, for large images with small objects; 0: whole image."""
+    save: tuple[str, ...] = ("media", "jsonl")
+    """What to write: media (pictures and videos), jsonl, csv, coco, yolo, crops; `--save none` writes nothing."""
+    out: Path = Path("runs")
+    """Folder of all runs; each makes a new folder below."""
+    recursive: bool = True
+    """Whether a folder includes its subfolders."""
+    download: bool = False
+    """Fetch official weights that are not in the cache yet."""
+
+    def run(self) -> int:
+        from scaledyolo.detector import Detector
+        from scaledyolo.outputs import RunOptions, RunWriter
+        from scaledyolo.postprocess import NMS
+
+        if not self.source:
+            raise UsageError("nothing to look at; give an image, folder, video, address or -")
+        if len(self.model) > 2:
+            raise UsageError(f"--model takes one model, or cfg and weights, got {len(self.model)} values")
+        sources = [self._open(source) for source in self.source]
+        detector = Detector(
+            self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1]),
+            confidence=self.conf,
+            nms=NMS(self.nms, self.iou, self.agnostic, self.max_det),  # type: ignore[arg-type]
+            size=sides(self.size),
+            resize=None if self.resize == "auto" else self.resize,
+            classes=self.classes or None,
+            engine=self.engine,
+            device=self.device,
+            half=self.half,
+            threads=self.threads,
+            names=self.names,
+            download=self.download,
+        )
+        ids = detector.category_ids
+        options = RunOptions(category_ids=None if ids is None else dict(enumerate(ids)))
+        formats = () if self.save == ("none",) else self.save
+        started = time.perf_counter()
+        with RunWriter(self.out, formats=formats, options=options) as writer:
+            try:
+                self._work(sources, detector, writer)
+            finally:
+                report(writer, detector, time.perf_counter() - started)
+        return EXIT_INCOMPLETE if writer.summary.failures else 0
+
+    def _open(self, source: str) -> Any:
+        from scaledyolo.sources import open_source
+
+        return open_source(source, recursive=self.recursive)
+
+    def _work(self, sources: Sequence[Any], detector: Detector, writer: RunWriter) -> None:
+        from scaledyolo.sources import Prefetch
+
+        detect = tiled(detector, self.tile) if self.tile else detector.detect_batch
+        total = sum(source.num_frames or 0 for source in sources) or None
+        with progress_bar(total) as advance:
+            for source in sources:
+                with source, Prefetch(source, depth=max(4, 2 * self.batch)) as frames:
+                    for group in grouped(iter(frames), self.batch):
+                        readable = [frame for frame in group if frame.image is not None]
+                        found = iter(detect([frame.image for frame in readable if frame.image is not None]))
+                        for frame in group:
+                            writer.write(frame, None if frame.image is None else next(found))
+                            advance()
+
+
+def grouped(frames: Iterator[Frame], count: int) -> Iterator[list[Frame]]:
+    """Frames in runs of ``count``, the last one shorter."""
+    return iter(lambda: list(islice(frames, count)), [])
+
+
+def tiled(detector: Detector, side: int) -> Callable[[Sequence[Any]], list[Any]]:
+    """Detection in overlapping tiles of ``side`` pixels, merged by the detector's suppression threshold.
+
+    Raises:
+        UsageError: a tile is smaller than 32 pixels.
+    """
+    import supervision as sv
+
+    if side < 32:
+        raise UsageError(f"--tile takes the side of a tile in pixels, at least 32, got {side}")
+    slicer = sv.InferenceSlicer(
+        callback=lambda image: detector.detect_batch([image])[0],
+        slice_wh=(side, side),
+        overlap_wh=(side // 5, side // 5),
+        iou_threshold=detector.nms.iou,
+    )
+    return lambda images: [slicer(image) for image in images]
+
+
+class progress_bar:  # noqa: N801 - reads as a function
+    """A progress bar on standard error, where that is a terminal; its value is called once a frame."""
+
+    def __init__(self, total: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Callable[[], None]:
+        self._bar.start()
+        return lambda: self._bar.advance(self._task)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def report(writer: RunWriter, detector: Detector, seconds: float) -> None:
+    """The last words of a run: what was found, how long each stage took, what had to be skipped."""
+    summary = writer.summary
+    counts = ", ".join(f"{count} {name}" for name, count in summary.detections_by_class.most_common())
+    print(f"{summary.num_frames} images, {summary.num_detections} objects" + (f": {counts}" if counts else ""))
+    times = detector.times.milliseconds_per_image()
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in times.items())
+    print(f"{stages} ms an image ({detector.engine.name} on {detector.engine.device}), {seconds:.2f} s in all")
+    if writer.folder is not None:
+        print(f"results in {writer.folder}")
+    for failure in summary.failures[:SHOWN_FAILURES]:
+        print(f"skipped: {failure}", file=sys.stderr)
+    if len(summary.failures) > SHOWN_FAILURES:
+        print(f"skipped: {len(summary.failures) - SHOWN_FAILURES} more", file=sys.stderr)
