@@ -78,7 +78,7 @@ def test_run_folders_are_new_even_in_a_race(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(int(folder.name.removeprefix("detect-")) for folder in folders) == list(range(3, 19))
+    assert sorted(int(path.name[7:]) for path in folders) == list(range(3, 19))
     with pytest.raises(OutputError, match="cannot be written"):
         create_run_folder(tmp_path / "runs" / "detect-2")
 
@@ -101,7 +101,10 @@ def test_same_stem_in_different_folders_or_formats_does_not_collide(tmp_path: Pa
     frames = [make_frame(name) for name in ("x/a.jpg", "y/a.jpg", "x/a.png", "x/A.jpg", "x/a.bmp", "x/a.png.png")]
     folder = run(tmp_path, tuple(FORMATS), *((frame, TWO) for frame in frames))
     labels = [str(path.relative_to(folder / "labels")) for path in (folder / "labels").rglob("*.txt")]
-    assert sorted(labels) == ["x/A.jpg.txt", "x/a.bmp.txt", "x/a.png.png.txt", "x/a.png.txt", "x/a.txt", "y/a.txt"]
+    assert sorted(labels) == [
+        *("x/A.jpg.txt", "x/a.bmp.txt", "x/a.png.png.txt", "x/a.png.txt"),
+        *("x/a.txt", "y/a.txt"),
+    ]
     assert len(list((folder / "annotated").rglob("*.*"))) == 6
     assert len(list((folder / "crops").rglob("*.*"))) == 12
     ids = [result["image_id"] for result in json.loads((folder / "coco_results.json").read_text())]
@@ -128,7 +131,8 @@ def test_safe_names_are_single_visible_files(text: str) -> None:
 
 
 def test_reserved_names() -> None:
-    assert [safe_name(name) for name in ("CON", "nul.txt", "", "...", "com1")] == ["_CON", "_nul.txt", "_", "_", "_com1"]
+    names = ("CON", "nul.txt", "", "...", "com1")
+    assert [safe_name(name) for name in names] == ["_CON", "_nul.txt", "_", "_", "_com1"]
 
 
 # Text formats -------------------------------------------------------------------------------------------------------
