@@ -205,6 +205,8 @@ def paint(output: npt.NDArray[np.uint8], patch: Patch) -> None:
     if x0 >= x1 or y0 >= y1:
         return
     target = output[y0:y1, x0:x1]
+    if patch.scale_x == patch.scale_y == 1.0 and _copy_shifted(patch, x0, y0, target):
+        return
     # Index of a pixel = centre - .5, counted from the corner of the target.
     matrix = np.array(
         (
@@ -271,8 +273,6 @@ def _warp_into(
     target: npt.NDArray[np.uint8],
     fill: tuple[float, float, float] | None,
 ) -> None:
-    if np.array_equal(matrix[:, :2], np.eye(2)) and _copy_shifted(image, matrix, target):
-        return
     written = cv2.warpAffine(
         image,
         matrix,
@@ -286,12 +286,12 @@ def _warp_into(
         target[...] = written
 
 
-def _copy_shifted(image: npt.NDArray[np.uint8], matrix: Matrix, target: npt.NDArray[np.uint8]) -> bool:
+def _copy_shifted(patch: Patch, x0: int, y0: int, target: npt.NDArray[np.uint8]) -> bool:
     """Copy instead of interpolating if the shift is whole pixels and the image covers the target."""
-    left, top = -float(matrix[0, 2]), -float(matrix[1, 2])
+    left, top = float(x0 - patch.shift_x), float(y0 - patch.shift_y)
     if not (left.is_integer() and top.is_integer()) or left < 0 or top < 0:
         return False
-    piece = image[int(top) : int(top) + target.shape[0], int(left) : int(left) + target.shape[1]]
+    piece = patch.image[int(top) : int(top) + target.shape[0], int(left) : int(left) + target.shape[1]]
     if piece.shape != target.shape:
         return False
     target[...] = piece
