@@ -118,8 +118,8 @@ def _session_options(threads: int | None) -> Any:
     if threads is not None:
         check_threads(threads)
         options.intra_op_num_threads = threads
-    # Idle threads sleep instead of spinning: spinning gains 2 to 5 % on an idle machine, but takes the cores from decoding
-    # and loading between two runs, and on a busy machine it makes the runs themselves up to 40 % slower.
+    # Idle threads sleep instead of spinning. Spinning gains 2 to 5 % on an idle machine, but between two runs it takes
+    # the cores from decoding and loading, and on a busy machine it makes the runs themselves up to 40 % slower.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Nodes run one after another; the threads share the work of each.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
