@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scaledyolo.data.problems import RawBox
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedStrings(Sequence[str]):
     """Strings end to end in one byte array. text: (bytes,) uint8. offsets: (n + 1,) int64."""
 
@@ -43,7 +43,7 @@ class PackedStrings(Sequence[str]):
         return (self[index] for index in range(len(self)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Annotations:
     """Boxes of n images, m boxes in all; those of image i are rows ``offsets[i]:offsets[i + 1]``.
 

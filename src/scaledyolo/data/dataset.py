@@ -20,7 +20,7 @@ from scaledyolo.data.sample import Sample
 from scaledyolo.errors import DataError, UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Images with boxes whose class ids are contiguous from 0.
 

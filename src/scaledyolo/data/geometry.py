@@ -43,7 +43,7 @@ class AffineRange:
     perspective: float = 0.0  # per pixel, each way, per axis; useful values are below .001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Movement:
     """A matrix (3, 3) from canvas to output pixels and its scale, which the area rule needs."""
 
@@ -63,7 +63,7 @@ class Movement:
         return Movement(np.diag((factor, factor, 1.0)) @ self.matrix, self.scale * factor)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
     """A sample on a canvas: ``canvas = source * scale + (left, top)``, cut at the borders of the canvas."""
 
@@ -74,7 +74,7 @@ class Tile:
     scale_y: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Patch:
     """A piece of the output painted from one image: ``output = source * scale + shift`` inside ``window``.
 

@@ -13,11 +13,13 @@ from PIL import Image
 from scaledyolo.data.problems import Report
 from scaledyolo.errors import DataError
 
-# How closely the readers look at image files: not at all, header only, or decode every pixel.
+# How closely the readers look at image files: not at all; header and last bytes; or decode every pixel.
 ImageCheck = Literal["none", "header", "full"]
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MINIMUM_SIDE = 10  # the reference loaders reject images with a side of 9 pixels or less (specification 4.1)
+# What a whole file ends with. Cameras may append data, so a file that ends otherwise is decoded to make sure.
+_LAST_BYTES = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82"}
 _EXIF_ORIENTATION = 0x0112
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
 
@@ -54,7 +56,7 @@ def check_image(
         return None
     try:
         height, width = read_size(path)
-        if check == "full":
+        if check == "full" or not _ends_well(path):
             _decode_every_pixel(path)
     except Exception as error:  # Pillow's plug-ins raise OSError, SyntaxError, ValueError, struct.error and more
         report.add("unreadable-image", path, "", f"image cannot be read: {error}")
@@ -63,6 +65,14 @@ def check_image(
         report.add("unreadable-image", path, "", f"image of {width}x{height} pixels is too small to learn from")
         return None
     return height, width
+
+
+def _ends_well(path: Path) -> bool:
+    """False if the end of the file is missing, the usual result of a broken download."""
+    ending = _LAST_BYTES.get(path.suffix.lower(), b"")
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(ending), 0))
+        return file.read() == ending or not ending
 
 
 def _decode_every_pixel(path: Path) -> None:

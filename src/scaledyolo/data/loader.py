@@ -26,7 +26,7 @@ from scaledyolo.data.sample import Sample, Transform
 from scaledyolo.errors import DataError, ScaledYoloError, UsageError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What a step gets.
 
@@ -209,7 +209,7 @@ class EvaluationLoader:
         self.wait_seconds += seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Made:
     rows: npt.NDArray[np.float32]
     placement: Placement | None

@@ -31,7 +31,7 @@ class Shard:
             raise UsageError(f"rank {self.rank} of {self.world_size} processes does not exist")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
     """One batch of one process. indices: images of the data set. positions: of each within the epoch.
 
