@@ -28,7 +28,7 @@ from scaledyolo.arch.graph_io import graph_from_dict, graph_to_dict
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.errors import CheckpointError, ScaledYoloError, SpecError
-from scaledyolo.weights import check_weights
+from scaledyolo.weights import Weights, check_weights
 
 FORMAT = "scaledyolo/1"
 
@@ -60,7 +60,7 @@ class Description:
 class Checkpoint(Description):
     """A trained or converted model: ``weights`` maps every name of ``graph.parameters`` to a float32 array."""
 
-    weights: Mapping[str, np.ndarray]
+    weights: Weights
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -111,7 +111,7 @@ class Detector:
         self.multi_label = multi_label
         self.engine = open_engine(engine, graph, checkpoint.weights, device=device, half=half, threads=threads)
         self.times = StageTimes()
-        self._detects = graph.detects
+        self.detects = graph.detects
         self._lock = threading.Lock()
         self._names_array = np.array(self.names)
 
@@ -150,7 +150,7 @@ class Detector:
         maps = self.engine.run(batch)
         clock.append(time.perf_counter())
         candidates = decode_candidates(
-            maps, self._detects, (self.height, self.width), self.confidence, self.multi_label, self.class_ids
+            maps, self.detects, (self.height, self.width), self.confidence, self.multi_label, self.class_ids
         )
         clock.append(time.perf_counter())
         kept = [suppress(found, self.nms) for found in candidates]

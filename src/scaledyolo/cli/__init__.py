@@ -14,6 +14,7 @@ from scaledyolo.errors import ScaledYoloError, nearest
 VERBS: dict[str, tuple[str, str, str]] = {
     "detect": ("detect", "Detect", "find objects in images, folders, videos and streams"),
     "train": ("train", "Train", "train a network on your own images"),
+    "eval": ("eval", "Eval", "measure a model on a data set and report what goes wrong"),
     "convert": ("convert", "Convert", "bring Darknet and PyTorch weights to a safe file, or back to Darknet"),
     "describe": ("describe", "Describe", "print parameters, operations, boxes and strides of a network"),
     "download": ("download", "Download", "fetch official weights by name, verified"),

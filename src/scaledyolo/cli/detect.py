@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from scaledyolo.cli.options import sides
+from scaledyolo.cli.progress import progress_bar
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Detect:
                         found = iter(detect([frame.image for frame in readable if frame.image is not None]))
                         for frame in group:
                             writer.write(frame, None if frame.image is None else next(found))
-                            advance()
+                        advance(len(group))
 
 
 def grouped(frames: Iterator[Frame], count: int) -> Iterator[list[Frame]]:
@@ -150,26 +151,6 @@ def tiled(detector: Detector, side: int) -> Callable[[Sequence[Any]], list[Any]]
         iou_threshold=detector.nms.iou,
     )
     return lambda images: [slicer(image) for image in images]
-
-
-class progress_bar:  # noqa: N801 - reads as a function
-    """A progress bar on standard error, where that is a terminal; its value is called once a frame."""
-
-    def __init__(self, total: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> Callable[[], None]:
-        self._bar.start()
-        return lambda: self._bar.advance(self._task)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
 
 def report(writer: RunWriter, detector: Detector, seconds: float) -> None:

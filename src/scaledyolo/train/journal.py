@@ -18,13 +18,13 @@ STEPS_PER_SCALAR = 20  # training scalars are logged every so many batches
 
 
 def _wandb(folder: Path) -> Any:
-    from lightning.pytorch.loggers import WandbLogger  # type: ignore[import-not-found]
+    from lightning.pytorch.loggers import WandbLogger
 
     return WandbLogger(save_dir=folder)
 
 
 def _mlflow(folder: Path) -> Any:
-    from lightning.pytorch.loggers import MLFlowLogger  # type: ignore[import-not-found]
+    from lightning.pytorch.loggers import MLFlowLogger
 
     return MLFlowLogger(save_dir=str(folder))
 
@@ -39,7 +39,7 @@ def open_services(names: tuple[str, ...], folder: Path) -> list[Any]:
         UsageError: there is no such service.
         MissingPackageError: its package is not installed.
     """
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
     loggers: list[Any] = [TensorBoardLogger(folder, name="tensorboard", version="")]
     for name in names:

@@ -90,8 +90,8 @@ def _settings(cls: type[Settings], document: Any, where: str, done: tuple[str, .
         _check_known(str(name), hints, where, done)
     required = [
         entry.name
-        for entry in fields(cls)
-        if entry.default is MISSING and entry.default_factory is MISSING  # type: ignore[arg-type]
+        for entry in fields(cls)  # type: ignore[arg-type]
+        if entry.default is MISSING and entry.default_factory is MISSING
     ]
     for name in required:
         if name not in document:

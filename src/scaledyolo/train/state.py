@@ -148,7 +148,7 @@ def load_state(path: Path) -> SavedState:
 
 def _optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Tensor slots and scalar slots by the name of their parameter."""
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, float]] = {}
     for parameter, slots in optimizer.state.items():

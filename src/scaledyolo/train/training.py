@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class Training:
         self.graph = network.graph
         self.ema = make_ema(network, recipe.ema)
         self.guard = Guard(network, settings.folder)
-        compiled = torch.compile(network) if settings.compile else network
+        compiled = cast("torch.nn.Module", torch.compile(network)) if settings.compile else network
         self.network, self.optimizer = fabric.setup(compiled, make_optimizer(network, recipe))
         self.bare = network
         self.progress = Progress(epoch=recipe.schedule.first_epoch)
@@ -323,7 +323,7 @@ def prepare(
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not is_frozen(name, settings.freeze))
     if settings.devices * settings.nodes > 1 and fabric.device.type == "cuda":
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     loader = make_loader(train_data, recipe, graph, settings, Shard(fabric.global_rank, fabric.world_size))
     training = Training(fabric, spec, recipe, settings, (train_data, val_data), loader, network)
     if resume:

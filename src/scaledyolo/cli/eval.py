@@ -1,0 +1,184 @@
+"""`scaledyolo eval`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from scaledyolo.cli.options import sides
+from scaledyolo.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from scaledyolo.data.dataset import Dataset
+    from scaledyolo.detector import Detector
+    from scaledyolo.evaluate.analysis import Analysis
+    from scaledyolo.evaluate.arrays import GroundTruth, Predictions
+    from scaledyolo.evaluate.bootstrap import PairedComparison
+    from scaledyolo.evaluate.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Measure a model on a data set: COCO's twelve figures with intervals, and a report of what goes wrong where."""
+
+    model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
+    """Checkpoint (.safetensors), or Darknet cfg and weights."""
+    data: Path
+    """Folder or file of the data set."""
+    split: str = "val"
+    """Split to measure on."""
+    protocol: str = "coco"
+    """Thresholds: coco (0.001, NMS 0.65), training (0.001, 0.6), darknet-map (0.005, 0.45), opencv-darknet."""
+    compare: Path | None = None
+    """Another checkpoint, compared with this one image by image."""
+    names: Path | None = None
+    """File with one class name a line, for Darknet models."""
+    size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
+    """Network input in pixels; by default the model's own."""
+    resize: Literal["auto", "letterbox", "stretch"] = "auto"
+    """How images are brought to that size; auto: as the model was trained."""
+    engine: str = "auto"
+    """What runs the network."""
+    device: str = "auto"
+    """Where it runs: cpu or cuda."""
+    batch: int = 8
+    """Images that go through the network at once."""
+    conf: float = 0.25
+    """Score above which errors and confusions are counted."""
+    out: Path | None = Path("runs")
+    """Folder of all runs; the report goes into a new folder below."""
+    json: bool = False
+    """Print the figures as JSON and write no report."""
+    bad: Literal["fail", "skip", "fix"] = "fix"
+    """What to do with broken labels and images."""
+
+    def run(self) -> int:
+        from scaledyolo.data.formats import open_dataset
+        from scaledyolo.evaluate.analysis import analyse
+        from scaledyolo.evaluate.protocols import protocol
+        from scaledyolo.evaluate.run import ground_truth
+
+        rules = protocol(self.protocol)
+        if not 1 <= len(self.model) <= 2:
+            raise UsageError("give one model, or cfg and weights")
+        detector = self._detector(self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1]))
+        dataset = open_dataset(self.data, self.split, bad=self.bad)
+        truth = ground_truth(dataset)
+        found = self._predict(detector, dataset, rules)
+        analysis = analyse(truth, found, protocol=rules, confidence=self.conf)
+        comparison = self._compare(dataset, rules, analysis) if self.compare else None
+        if self.json:
+            print(json.dumps(figures(analysis), indent=2))
+            return 0
+        print(text(analysis, dataset))
+        if comparison is not None:
+            gain = comparison.ap
+            print(
+                f"this model against {self.compare}: AP {gain.difference.value:+.4f} "
+                f"[{gain.difference.low:+.4f}, {gain.difference.high:+.4f}], p = {gain.p_value:.3f}"
+            )
+        if self.out is not None:
+            self._report(detector, dataset, truth, found, analysis, comparison)
+        return 0
+
+    def _detector(self, model: str | tuple[str, str]) -> Detector:
+        from scaledyolo.detector import Detector
+
+        return Detector(
+            model,
+            size=sides(self.size),
+            resize=None if self.resize == "auto" else self.resize,
+            engine=self.engine,
+            device=self.device,
+            names=self.names,
+        )
+
+    def _predict(self, detector: Detector, dataset: Dataset, rules: Protocol) -> Predictions:
+        from scaledyolo.cli.progress import progress_bar
+        from scaledyolo.evaluate.run import predict
+
+        if len(detector.names) != dataset.num_classes:
+            raise DataError(
+                f"the model knows {len(detector.names)} classes, {dataset.source} has {dataset.num_classes}; "
+                "measure on the data set that the model was trained for"
+            )
+        with progress_bar(len(dataset)) as advance:
+            return predict(
+                dataset,
+                detector.engine.run,
+                detector.detects,
+                detector.height,
+                detector.width,
+                rules,
+                resize=detector.resize,
+                batch=self.batch,
+                progress=advance,
+            )
+
+    def _compare(self, dataset: Dataset, rules: Protocol, analysis: Analysis) -> PairedComparison:
+        from scaledyolo.evaluate.bootstrap import compare_average_precision
+        from scaledyolo.evaluate.matching import match
+        from scaledyolo.evaluate.run import ground_truth
+
+        other = self._predict(self._detector(str(self.compare)), dataset, rules)
+        matching = match(ground_truth(dataset), other, max_detections=rules.scored_detections)
+        return compare_average_precision(matching, analysis.matching)
+
+    def _report(
+        self,
+        detector: Detector,
+        dataset: Dataset,
+        truth: GroundTruth,
+        found: Predictions,
+        analysis: Analysis,
+        comparison: PairedComparison | None,
+    ) -> None:
+        from scaledyolo.evaluate.report import ReportOptions, write_report
+        from scaledyolo.outputs.files import create_run_folder
+
+        assert self.out is not None
+        details = {
+            "model": " ".join(self.model),
+            "data": f"{dataset.source}, {len(dataset)} images",
+            "input": f"{detector.height}x{detector.width}, {detector.resize}",
+            "engine": f"{detector.engine.name} {detector.engine.version} on {detector.engine.device}",
+        }
+        options = ReportOptions(details=details, compared_with=str(self.compare))
+        folder = create_run_folder(self.out, "eval")
+        page, numbers = write_report(
+            folder, analysis, truth, found, options=options, load_image=dataset.load_image, comparison=comparison
+        )
+        print(f"report in {page}, figures in {numbers}")
+
+
+def figures(analysis: Analysis) -> dict[str, object]:
+    """The figures as plain values; those that are not defined are null."""
+
+    def plain(value: float) -> float | None:
+        return None if value != value else float(value)
+
+    metrics = analysis.coco
+    return {
+        **{name: plain(value) for name, value in metrics.figures().items()},
+        "protocol": analysis.protocol.name,
+        "class_ap": {name: plain(ap) for name, ap in zip(metrics.class_names, metrics.class_ap, strict=True)},
+        "class_ap50": {name: plain(ap) for name, ap in zip(metrics.class_names, metrics.class_ap50, strict=True)},
+    }
+
+
+def text(analysis: Analysis, dataset: Dataset) -> str:
+    """The figures for people."""
+    lines = [f"{dataset.source}: {len(dataset)} images, {dataset.annotations.num_boxes} boxes"]
+    if dataset.report.counts:
+        lines.append(str(dataset.report))
+    interval = analysis.intervals
+    for name, value in analysis.coco.figures().items():
+        spread = (
+            f"   95 % interval [{interval.ap.low:.3f}, {interval.ap.high:.3f}]" if name == "AP" and interval else ""
+        )
+        lines.append(f"  {name:<12}{value:.4f}{spread}")
+    return "\n".join(lines)
