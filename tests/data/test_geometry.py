@@ -173,6 +173,7 @@ def test_box_rules_of_the_specification(after: tuple[float, ...], ratio: float, 
     assert kept_boxes(before, np.array([after], np.float32), 0.5, BoxRules(min_area_ratio=ratio)).tolist() == [kept]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000), st.booleans(), st.booleans())
 def test_flips_are_their_own_inverse(seed: int, horizontal: bool, vertical: bool) -> None:
     sample = smooth_sample(seed, 17, 23)
@@ -197,6 +198,7 @@ def test_mosaic_four_places_inner_corners_at_the_centre() -> None:
         mosaic_four(samples[:3], SIZE, np.random.default_rng(0))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_tiles_of_a_mosaic_of_nine_do_not_overlap(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -70,6 +70,7 @@ def test_rectangular_batch_of_mixed_and_tall_images() -> None:
 sides = st.integers(2, 3000)
 
 
+@settings(deadline=None)
 @given(sides, sides, st.integers(32, 1536), st.integers(32, 1536), st.booleans(), st.data())
 def test_apply_then_undo_returns_the_boxes(
     source_height: int, source_width: int, height: int, width: int, scale_up: bool, data: st.DataObject
@@ -86,6 +87,7 @@ def test_apply_then_undo_returns_the_boxes(
     assert placed.pad_right >= 0
 
 
+@settings(deadline=None)
 @given(st.integers(2, 1500), st.integers(2, 1500))
 def test_float32_round_trip_within_a_thousandth_of_a_pixel(height: int, width: int) -> None:
     placed = place_letterbox(height, width, 416, 416)

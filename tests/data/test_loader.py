@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaledyolo.data import order as ordering
@@ -95,6 +95,7 @@ def test_two_processes_see_what_one_with_the_doubled_batch_sees(source: ImageSou
     assert [len(batch) for batch in parts[0]] == [len(batch) for batch in parts[1]] == [2, 2, 2]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.booleans())
 def test_shards_are_equal_and_cover_everything(images: int, batch: int, world: int, rectangular: bool) -> None:
     order = ordering.epoch_order(images, 0, 0)
@@ -117,6 +118,7 @@ def test_shards_are_equal_and_cover_everything(images: int, batch: int, world: i
         assert all(frame == frames[0] for frame in frames)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.booleans())
 def test_evaluation_sees_every_image_exactly_once(images: int, batch: int, world: int, rectangular: bool) -> None:
     aspects = np.random.default_rng(images).uniform(0.5, 2, images)
@@ -227,6 +229,7 @@ def test_wrong_loader_settings() -> None:
         Shard(2, 2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(32, 1536))
 def test_long_side_is_exact(height: int, width: int, size: int) -> None:
     fitted = fit_long_side(height, width, size)
