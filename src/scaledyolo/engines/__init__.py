@@ -1,12 +1,15 @@
 """Runtimes behind one seam, :class:`~scaledyolo.engines.base.Engine`.
 
-    select         open_engine("auto" | "onnxruntime" | "torch", graph, weights, device=...) -> Engine
-    base           the seam, and what all engines check
-    onnxruntime    the default, free of torch
-    torch          for GPUs; needs the train extra
+    select           open_engine("auto" | "openvino" | "onnxruntime" | "torch", graph, weights, device=...) -> Engine
+    base             the seam, and what all engines check
+    openvino         the default on x86, free of torch
+    onnxruntime      the default elsewhere, free of torch
+    torch            for GPUs; needs the train extra
+    compiled_cache   compiled models on disk
+    faithful         whether fewer bits will do, measured
 """
 
 from scaledyolo.engines.base import Engine
-from scaledyolo.engines.select import ENGINES, open_engine
+from scaledyolo.engines.select import ENGINES, choose_engine, describe_engine, open_engine
 
-__all__ = ["ENGINES", "Engine", "open_engine"]
+__all__ = ["ENGINES", "Engine", "choose_engine", "describe_engine", "open_engine"]

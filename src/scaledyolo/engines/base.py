@@ -22,7 +22,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """What runs the network: ``onnxruntime``, ``torch``."""
+        """What runs the network: ``onnxruntime``, ``openvino``, ``torch``."""
 
     @property
     def version(self) -> str:
@@ -30,7 +30,11 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it runs: ``cpu``, ``cuda``."""
+        """Where it runs: ``cpu``, ``cuda``, ``gpu``."""
+
+    @property
+    def precision(self) -> str:
+        """What it computes in: ``float32``, ``bfloat16``, ``float16``; maps are float32 always."""
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the default engine. Starts fast, needs no torch, takes any batch and size."""
+"""ONNX Runtime: the engine where there is no OpenVINO. Starts fast, needs no torch, takes any batch and size."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class OnnxRuntimeEngine:
     """
 
     name: Final = "onnxruntime"
+    precision: Final = "float32"
 
     def __init__(
         self, model: bytes | str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu"

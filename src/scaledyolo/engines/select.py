@@ -1,8 +1,10 @@
-"""From a graph and its weights to an engine, by name."""
+"""From a graph and its weights to an engine, by name or by what is fastest here."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from scaledyolo.arch.graph import Graph
@@ -11,7 +13,45 @@ from scaledyolo.errors import MissingPackageError, UsageError
 from scaledyolo.weights import Weights
 
 AUTO: Final = "auto"
-DEVICES: Final = ("cpu", "cuda")
+DEVICES: Final = ("cpu", "cuda", "gpu", "npu")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which engine runs a network, and the reason in words."""
+
+    engine: str
+    why: str
+
+
+def choose_engine(engine: str = AUTO, device: str = AUTO, half: bool | None = False) -> Choice:
+    """Settle ``auto``: the fastest engine that is installed and can use the device.
+
+    On a CPU that is OpenVINO (benchmarks/engines.py), else ONNX Runtime; on an NVIDIA GPU ONNX Runtime if its build can
+    use one, else torch; on Intel's GPUs and NPUs OpenVINO.
+
+    Raises:
+        UsageError: an engine or device that does not exist.
+    """
+    choose("engine", engine, (AUTO, *ENGINES))
+    choose("device", device, (AUTO, *DEVICES))
+    if engine != AUTO:
+        return Choice(engine, "it was asked for")
+    if device in ("gpu", "npu"):
+        return Choice("openvino", f"only OpenVINO uses device {device!r}")
+    if device != "cpu" and _onnxruntime_has_gpu():
+        if half:
+            return Choice("torch", "half precision on a GPU is computed by torch")
+        return Choice("onnxruntime", "this build of ONNX Runtime uses the GPU")
+    if device == "cuda":
+        return Choice("torch", "this build of ONNX Runtime cannot use the GPU")
+    if half and device == AUTO and _torch_has_gpu():
+        return Choice("torch", "half precision on a GPU is computed by torch")
+    if _installed("openvino"):
+        return Choice("openvino", "the fastest on a CPU")
+    if half:
+        return Choice("torch", "of what is installed, only torch computes in half precision")
+    return Choice("onnxruntime", "OpenVINO, which would be faster, is not installed")
 
 
 def open_engine(
@@ -20,17 +60,18 @@ def open_engine(
     weights: Weights,
     *,
     device: str = AUTO,
-    half: bool = False,
+    half: bool | None = False,
     threads: int | None = None,
 ) -> Engine:
     """A runtime for a network, for any batch and any size that is a multiple of the largest stride.
 
     Args:
-        engine: one of :data:`ENGINES`, or ``auto``: ONNX Runtime, but torch where only that can use the GPU asked for.
+        engine: one of :data:`ENGINES`, or ``auto``; see :func:`choose_engine`.
         graph: the network.
         weights: exactly ``graph.parameters``, float32.
-        device: ``cpu``, ``cuda``, or ``auto``: the GPU if the engine can use one.
-        half: compute in float16.
+        device: ``cpu``, ``cuda``, ``gpu`` and ``npu`` (Intel's), or ``auto``: the NVIDIA GPU if the engine can use one.
+        half: compute in float16, or bfloat16 on CPUs. None: where that is faster and was measured to be faithful to
+            this network (:mod:`.faithful`), which at present means bfloat16 in OpenVINO.
         threads: CPU threads of one run; None leaves it to the runtime.
 
     Raises:
@@ -38,25 +79,52 @@ def open_engine(
         MissingPackageError: the engine's package is not installed.
         CheckpointError: the weights are not those of the graph.
     """
-    choose("engine", engine, (AUTO, *ENGINES))
-    choose("device", device, (AUTO, *DEVICES))
-    if engine == AUTO:
-        needs_torch = half or (device == "cuda" and not _onnxruntime_has_gpu())
-        engine = "torch" if needs_torch else "onnxruntime"
-    return ENGINES[engine](graph, weights, device, half, threads)
+    return ENGINES[choose_engine(engine, device, half).engine](graph, weights, device, half, threads)
+
+
+def describe_engine(engine: Engine) -> str:
+    """One line for people: ``openvino 2026.4.1 on cpu in bfloat16``."""
+    return f"{engine.name} {engine.version} on {engine.device} in {engine.precision}"
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _onnxruntime_has_gpu() -> bool:
+    # Asking ONNX Runtime costs its import; a build for GPUs comes in a package of another name.
+    if not any(_has_distribution(name) for name in ("onnxruntime-gpu", "onnxruntime-directml")):
+        return False
     from scaledyolo.engines.onnxruntime import available_devices
 
     return "cuda" in available_devices()
 
 
-def _open_onnxruntime(graph: Graph, weights: Weights, device: str, half: bool, threads: int | None) -> Engine:
+def _has_distribution(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _torch_has_gpu() -> bool:
+    if not _installed("torch"):
+        return False
+    from scaledyolo.engines.torch import available_devices
+
+    return "cuda" in available_devices()
+
+
+def _open_onnxruntime(graph: Graph, weights: Weights, device: str, half: bool | None, threads: int | None) -> Engine:
     from scaledyolo.engines.onnxruntime import OnnxRuntimeEngine, available_devices
 
     if half:
-        raise UsageError("the onnxruntime engine computes in float32; use the torch engine for half precision")
+        raise UsageError(
+            "the onnxruntime engine computes in float32; use the openvino or torch engine for half precision"
+        )
     if device == AUTO and "cuda" in available_devices():
         try:
             return OnnxRuntimeEngine.from_graph(graph, weights, threads=threads, device="cuda")
@@ -65,7 +133,23 @@ def _open_onnxruntime(graph: Graph, weights: Weights, device: str, half: bool, t
     return OnnxRuntimeEngine.from_graph(graph, weights, threads=threads, device="cpu" if device == AUTO else device)
 
 
-def _open_torch(graph: Graph, weights: Weights, device: str, half: bool, threads: int | None) -> Engine:
+def _open_openvino(graph: Graph, weights: Weights, device: str, half: bool | None, threads: int | None) -> Engine:
+    from scaledyolo.engines.openvino import OpenVinoEngine, available_precisions
+
+    device = "cpu" if device == AUTO else device
+    if device == "cuda":
+        raise UsageError("the openvino engine cannot use 'cuda'; use the onnxruntime or torch engine")
+    precision = "float32"
+    if half is None and device == "cpu" and "bfloat16" in available_precisions("cpu"):
+        from scaledyolo.engines.faithful import TOLERANCE, bfloat16_error
+
+        precision = "bfloat16" if bfloat16_error(graph, weights) <= TOLERANCE else "float32"
+    elif half:
+        precision = "bfloat16" if device == "cpu" else "float16"
+    return OpenVinoEngine.from_graph(graph, weights, device=device, precision=precision, threads=threads)
+
+
+def _open_torch(graph: Graph, weights: Weights, device: str, half: bool | None, threads: int | None) -> Engine:
     try:
         from scaledyolo.engines.torch import TorchEngine, available_devices
     except ModuleNotFoundError as error:
@@ -76,9 +160,13 @@ def _open_torch(graph: Graph, weights: Weights, device: str, half: bool, threads
         ) from None
     if device == AUTO:
         device = available_devices()[-1]
-    return TorchEngine(graph, weights, device=device, half=half, threads=threads)
+    return TorchEngine(graph, weights, device=device, half=bool(half), threads=threads)
 
 
-_Open = Callable[[Graph, Weights, str, bool, int | None], Engine]
+_Open = Callable[[Graph, Weights, str, bool | None, int | None], Engine]
 
-ENGINES: Final[dict[str, _Open]] = {"onnxruntime": _open_onnxruntime, "torch": _open_torch}
+ENGINES: Final[dict[str, _Open]] = {
+    "openvino": _open_openvino,
+    "onnxruntime": _open_onnxruntime,
+    "torch": _open_torch,
+}

@@ -58,6 +58,7 @@ class TorchEngine:
             check_threads(threads)
             torch.set_num_threads(threads)
         self.device = device
+        self.precision = "float16" if half else "float32"
         self._stride = graph.max_stride if graph.heads else None
         self._channels = graph.channels
         self._dtype = torch.float16 if half else torch.float32
