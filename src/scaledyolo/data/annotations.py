@@ -6,6 +6,8 @@ change. Flat arrays have one reference count: memory stays flat however many wor
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -104,7 +106,12 @@ class AnnotationBuilder:
         self._image_ids: list[int] = []
         self._sizes: list[tuple[int, int]] = []
         self._counts: list[int] = []
-        self._boxes: list[RawBox] = []
+        # Numbers, not objects: a million tuples would keep the garbage collector busy.
+        self._corners = array("d")
+        self._class_ids = array("i")
+        self._areas = array("d")
+        self._crowd = array("b")
+        self._difficult = array("b")
 
     def add(self, path: object, height: int, width: int, boxes: Sequence[RawBox], image_id: int | None = None) -> None:
         """Add one image; without an id of its own it gets its position."""
@@ -112,24 +119,28 @@ class AnnotationBuilder:
         self._paths.append(str(path))
         self._sizes.append((height, width))
         self._counts.append(len(boxes))
-        self._boxes.extend(boxes)
+        for box in boxes:
+            self._corners.extend(box[:4])
+            self._class_ids.append(box.class_id)
+            self._areas.append(math.nan if box.area is None else box.area)
+            self._crowd.append(box.crowd)
+            self._difficult.append(box.difficult)
 
     def build(self) -> Annotations:
         """The flat arrays."""
-        boxes = np.array([box[:4] for box in self._boxes], np.float64).reshape(-1, 4)
+        boxes = np.array(self._corners, np.float64).reshape(-1, 4)
         sides = boxes[:, 2:] - boxes[:, :2]
-        known = [np.nan if box.area is None else box.area for box in self._boxes]
-        given = np.array(known, np.float64)
+        given = np.array(self._areas, np.float64)
         return Annotations(
             paths=PackedStrings.pack(self._paths),
             image_ids=np.array(self._image_ids, np.int64),
             sizes=np.array(self._sizes, np.int32).reshape(-1, 2),
             offsets=np.concatenate([[0], np.cumsum(self._counts)]).astype(np.int64),
             boxes_xyxy=boxes,
-            class_ids=np.array([box.class_id for box in self._boxes], np.int32),
+            class_ids=np.array(self._class_ids, np.int32),
             areas=np.where(np.isnan(given), sides.prod(axis=1), given),
-            crowd=np.array([box.crowd for box in self._boxes], np.bool_),
-            difficult=np.array([box.difficult for box in self._boxes], np.bool_),
+            crowd=np.array(self._crowd, np.bool_),
+            difficult=np.array(self._difficult, np.bool_),
         )
 
 
