@@ -21,7 +21,7 @@ from scaledyolo.errors import UsageError, nearest
 # Tables 1 and 2: Res, ResX and Dark layers
 
 # What the paper counts around the k layers of a CSP-ized stage, in units of whb²: a 1x1 from b to b/2 into the main
-# path and a 1x1 from b/2 to b/2 behind it (the reading that gives 3/4). The other half of the channels passes untouched.
+# path and a 1x1 from b/2 to b/2 behind it (the reading that gives 3/4). The other half passes untouched.
 CSP_TRANSITIONS = Fraction(3, 4)
 
 # The stage as the published networks have it: two 1x1 from b to b/2 (1), one behind the layers (1/4), one over the
