@@ -55,7 +55,13 @@ def load_darknet(
     ``name_by_spec``: look the network up in the zoo, so that its nodes carry the names of the family (for converting;
     a detector does not need it).
     """
-    pair = read_pair(cfg, weights, decoding=decoding)
+    return checkpoint_of(read_pair(cfg, weights, decoding=decoding), names=names, name_by_spec=name_by_spec)
+
+
+def checkpoint_of(
+    pair: DarknetPair, *, names: PathLike | Sequence[str] | None = None, name_by_spec: bool = False
+) -> Checkpoint:
+    """The checkpoint of a pair that was read; arguments as for :func:`load_darknet`."""
     graph, arrays = as_logits(pair.model.graph), dict(pair.weights.arrays)
     spec = recognise(graph) if name_by_spec else None
     if spec is not None:
@@ -67,7 +73,7 @@ def load_darknet(
         class_names=class_names(graph.num_classes, names, beside=pair.cfg_path),
         spec=spec,
         category_ids=default_category_ids(graph.num_classes) if names is None else None,
-        provenance=provenance(pair.weights, {"cfg": pair.cfg_path, "weights": pair.weights_path}, graph),
+        provenance=provenance(pair.weights, {"cfg": pair.cfg_path, "weights": pair.weights_path}, pair.model.graph),
     )
 
 
@@ -77,7 +83,7 @@ def from_darknet(spec: ModelSpec, weights: PathLike) -> Checkpoint:
     read = read_weights(weights, graph)
     return Checkpoint(
         graph=graph,
-        weights=read.arrays,
+        weights=dict(read.arrays),
         class_names=default_names(graph.num_classes),
         spec=spec,
         category_ids=default_category_ids(graph.num_classes),
@@ -104,6 +110,7 @@ def provenance(weights: DarknetWeights, files: Mapping[str, Path], graph: Graph)
         "darknet_header_bytes": str(weights.header_bytes),
         "images_seen": str(weights.seen),
         "nms_kind": graph.detects[0].nms_kind,
+        "beta_nms": repr(graph.detects[0].beta_nms),
     }
     for role, path in files.items():
         facts[f"{role}_file"] = path.name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.lower import lower
@@ -10,6 +12,8 @@ from scaledyolo.arch.ops import Activate, Conv, Detect
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ZOO
 from scaledyolo.errors import SpecError
+
+Value = TypeVar("Value")
 
 
 def as_logits(graph: Graph) -> Graph:
@@ -92,7 +96,7 @@ def comparable(graph: Graph) -> tuple[object, ...]:
     return tuple(rows)
 
 
-def rename(source: Graph, target: Graph, weights: dict[str, object]) -> dict[str, object]:
+def rename(source: Graph, target: Graph, weights: Mapping[str, Value]) -> dict[str, Value]:
     """Weights of ``source`` under the names of ``target``, a graph of the same nodes in the same order."""
     names = {old.name: new.name for old, new in zip(source, target, strict=True)}
     return {

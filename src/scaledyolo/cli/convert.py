@@ -1,0 +1,45 @@
+"""`scaledyolo convert`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Bring weights to a safe file (.safetensors), or back to Darknet; exactly, or not at all."""
+
+    source: tyro.conf.Positional[str]
+    """Darknet .weights (its .cfg beside it or given), PyTorch .pt or .pth, or .safetensors; a zoo name for a .cfg."""
+    destination: tyro.conf.Positional[str]
+    """.safetensors, .weights (with a .cfg of the same name) or .cfg."""
+    cfg: Path | None = None
+    """Darknet cfg that describes the weights; by default the one beside them."""
+    network: str | None = None
+    """Name of the network in the zoo, where neither cfg nor tensors tell."""
+    names: Path | None = None
+    """Text file of class names, one a line."""
+    decoding: Literal["exp", "sigmoid-squared", "region"] | None = None
+    """How boxes are decoded, in place of what the cfg says (sigmoid-squared: trained with the PyTorch code)."""
+    licence: str = ""
+    """Licence of the weights, kept in the checkpoint."""
+    force: bool = False
+    """Replace files that exist."""
+    report: Literal["layers", "summary", "json"] = "layers"
+    """What to print: every layer, the totals, or everything as JSON."""
+
+    def run(self) -> int:
+        from scaledyolo.convert.conversion import Options, convert
+
+        options = Options(self.cfg, self.network, self.names, self.decoding, self.licence, self.force)
+        report = convert(self.source, self.destination, options)
+        if self.report == "json":
+            print(json.dumps(report.to_dict(), indent=2))
+        else:
+            print(report.text(layers=self.report == "layers"))
+        return 0
