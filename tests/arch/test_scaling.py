@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -75,7 +76,7 @@ def test_one_more_stage_doubles_the_stride_and_adds_its_own_windows():
         fields.append(receptive_fields(graph)[last])
     assert [field.stride for field in fields] == [32, 64, 128]
     # A strided 3x3 before, four 3x3 at the new stride: 725, 1301, 2453; Table 7's "doubled" is the limit.
-    for before, after in zip(fields, fields[1:], strict=False):
+    for before, after in pairwise(fields):
         assert after.size - before.size == 2 * before.stride + 4 * 2 * after.stride
 
 
