@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> int:
     command = getattr(importlib.import_module(f"scaledyolo.cli.{module}"), name)
     import tyro
 
-    parsed = tyro.cli(command, prog=f"scaledyolo {verb}", description=summary.capitalize() + ".", args=rest)
+    parsed = tyro.cli(command, prog=f"scaledyolo {verb}", description=f"{summary[0].upper()}{summary[1:]}.", args=rest)
     return int(parsed.run() or 0)
 
 
