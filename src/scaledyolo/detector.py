@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.data.letterbox import Placement, images_to_input, letterbox, stretch
-from scaledyolo.engines import open_engine
 from scaledyolo.errors import UsageError, nearest
-from scaledyolo.model import load_model
 from scaledyolo.postprocess import NMS, Candidates, decode_candidates, suppress
+from scaledyolo.runnable import ModelSource, open_runnable, rows_as_candidates
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from scaledyolo.sources import Frame
 
 RgbImage = npt.NDArray[np.uint8]
-ModelSource = str | os.PathLike[str] | tuple[str | os.PathLike[str], str | os.PathLike[str]] | Checkpoint
 
 STAGES = ("resize", "network", "decode", "suppress")
 
@@ -52,8 +49,8 @@ class Detector:
     Safe to call from several threads at once.
 
     Args:
-        model: a checkpoint (path or loaded), a Darknet pair ``("x.cfg", "x.weights")``, or the name of official
-            weights in the cache.
+        model: a checkpoint (path or loaded), a Darknet pair ``("x.cfg", "x.weights")``, the name of official weights
+            in the cache, or an exported model: an .onnx file or an OpenVINO folder.
         confidence: lowest score, objectness times class probability, 0 to 1.
         iou: overlap above which the weaker of two boxes of one class is dropped.
         nms: the whole suppression, in place of ``iou``, ``agnostic`` and ``max_detections``.
@@ -63,9 +60,10 @@ class Detector:
         agnostic: whether boxes of different classes suppress each other.
         max_detections: most boxes reported for an image.
         multi_label: whether a box counts once for every class above ``confidence`` (evaluation).
-        engine: "auto", "onnxruntime" or "torch".
-        device: "auto", "cpu" or "cuda".
-        half: whether the network computes in half precision, where the engine can.
+        engine: "auto" (the fastest that is installed), "openvino", "onnxruntime" or "torch".
+        device: "auto", "cpu", "cuda", or Intel's "gpu" and "npu".
+        half: whether the network computes in half precision (bfloat16 on a CPU); None: where that is faster and was
+            measured to make no difference to this network.
         threads: threads of the engine on a CPU; by default all cores.
         names: class names or a file with one a line, for a Darknet pair.
         download: whether official weights that are not in the cache may be fetched.
@@ -89,7 +87,7 @@ class Detector:
         multi_label: bool = False,
         engine: str = "auto",
         device: str = "auto",
-        half: bool = False,
+        half: bool | None = False,
         threads: int | None = None,
         names: str | os.PathLike[str] | Sequence[str] | None = None,
         download: bool = False,
@@ -98,20 +96,26 @@ class Detector:
             raise UsageError(f"confidence must lie between 0 and 1, got {confidence}")
         if resize not in (None, "letterbox", "stretch"):
             raise UsageError(f"resize is 'letterbox' or 'stretch', got {resize!r}")
-        checkpoint = model if isinstance(model, Checkpoint) else load_model(model, names=names, download=download)
-        graph = checkpoint.graph
-        self.names = checkpoint.class_names
-        self.category_ids = checkpoint.category_ids
-        self.height, self.width = (size, size) if isinstance(size, int) else size or (graph.height, graph.width)
-        graph.check_size(self.height, self.width)
-        self.resize = resize or graph.resize
+        self.network = open_runnable(
+            model, engine=engine, device=device, half=half, threads=threads, names=names, download=download
+        )
+        self.engine, facts = self.network.engine, self.network.facts
+        self.names = facts.class_names
+        self.category_ids = facts.category_ids
+        self.height, self.width = (size, size) if isinstance(size, int) else size or (facts.height, facts.width)
+        facts.check_size(self.height, self.width)
+        if facts.nms is not None and (confidence < facts.nms.confidence or multi_label):
+            raise UsageError(
+                f"{facts.name}: suppression is part of this exported network, with one class a box and confidence "
+                f"{facts.nms.confidence}; ask for no less, or export it without --nms"
+            )
+        self.resize = resize or facts.resize
         self.confidence = confidence
         self.nms = nms or NMS(iou=iou, class_agnostic=agnostic, max_detections=max_detections)
         self.class_ids = None if classes is None else tuple(self._class_id(item) for item in classes)
         self.multi_label = multi_label
-        self.engine = open_engine(engine, graph, checkpoint.weights, device=device, half=half, threads=threads)
         self.times = StageTimes()
-        self.detects = graph.detects
+        self.detects = facts.detects
         self._lock = threading.Lock()
         self._names_array = np.array(self.names)
 
@@ -147,11 +151,9 @@ class Detector:
         placed = [self._place(image) for image in images]
         batch = images_to_input([canvas for canvas, _ in placed])
         clock.append(time.perf_counter())
-        maps = self.engine.run(batch)
+        maps = self.network.run(batch)
         clock.append(time.perf_counter())
-        candidates = decode_candidates(
-            maps, self.detects, (self.height, self.width), self.confidence, self.multi_label, self.class_ids
-        )
+        candidates = self._decode(maps)
         clock.append(time.perf_counter())
         kept = [suppress(found, self.nms) for found in candidates]
         result = [_in_image(found, placement) for found, (_, placement) in zip(kept, placed, strict=True)]
@@ -184,6 +186,14 @@ class Detector:
 
     def _detect_frames(self, frames: Sequence[Frame]) -> list[sv.Detections]:
         return self.detect_batch([frame.image for frame in frames if frame.image is not None])
+
+    def _decode(self, outputs: Sequence[npt.NDArray[np.float32]]) -> list[Candidates]:
+        if self.network.facts.nms is not None:
+            return rows_as_candidates(outputs, self.confidence, self.class_ids)
+        size = (self.height, self.width)
+        return decode_candidates(
+            outputs, self.detects, size, self.confidence, self.multi_label, self.class_ids
+        )
 
     def _place(self, image: RgbImage) -> tuple[RgbImage, Placement]:
         place = letterbox if self.resize == "letterbox" else stretch

@@ -26,7 +26,7 @@ import numpy as np
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.engines.base import check_images, check_threads, choose
-from scaledyolo.engines.compiled_cache import CompiledCache, network_digest
+from scaledyolo.engines.compiled_cache import CompiledCache
 from scaledyolo.errors import FormatError, MissingPackageError, UsageError
 from scaledyolo.weights import Array, Weights
 
@@ -106,7 +106,8 @@ class OpenVinoEngine:
         precision: what the network computes in: ``float32``, ``bfloat16`` or ``float16``; maps are always float32.
         mode: ``latency``: all threads work on one batch; ``throughput``: calls from several threads run side by side.
         threads: CPU threads; None takes one for each physical core.
-        cache_key: digest of the network under which its first compiled shape is kept on disk; None keeps nothing.
+        cache_key: digest of the network (``network_digest``) under which its first compiled shape is kept on disk; None
+            keeps nothing.
         cache: where.
 
     Raises:
@@ -163,12 +164,10 @@ class OpenVinoEngine:
         precision: str = "float32",
         mode: str = "latency",
         threads: int | None = None,
+        cache_key: str | None = None,
         cache: CompiledCache | None = None,
-        keep: bool = True,
     ) -> OpenVinoEngine:
         """An engine for any batch and any size that is a multiple of the largest stride; see the class.
-
-        ``keep``: whether the first compiled shape is kept on disk.
 
         Raises:
             CheckpointError: the weights are not those of the graph.
@@ -182,7 +181,7 @@ class OpenVinoEngine:
             precision=precision,
             mode=mode,
             threads=threads,
-            cache_key=network_digest(graph, weights) if keep else None,
+            cache_key=cache_key,
             cache=cache,
         )
         engine._channels, engine._stride = graph.channels, graph.max_stride if graph.heads else None

@@ -10,7 +10,7 @@ from typing import Final
 from scaledyolo.arch.graph import Graph
 from scaledyolo.engines.base import Engine, choose
 from scaledyolo.errors import MissingPackageError, UsageError
-from scaledyolo.weights import Weights
+from scaledyolo.weights import Array, Weights
 
 AUTO: Final = "auto"
 DEVICES: Final = ("cpu", "cuda", "gpu", "npu")
@@ -134,19 +134,46 @@ def _open_onnxruntime(graph: Graph, weights: Weights, device: str, half: bool | 
 
 
 def _open_openvino(graph: Graph, weights: Weights, device: str, half: bool | None, threads: int | None) -> Engine:
-    from scaledyolo.engines.openvino import OpenVinoEngine, available_precisions
+    from scaledyolo.engines.compiled_cache import network_digest
+    from scaledyolo.engines.faithful import probe_image
+    from scaledyolo.engines.openvino import OpenVinoEngine
 
-    device = "cpu" if device == AUTO else device
+    device = openvino_device(device)
+    digest = network_digest(graph, weights)
+
+    def open_in(precision: str, keep: str | None = None) -> OpenVinoEngine:
+        return OpenVinoEngine.from_graph(
+            graph, weights, device=device, precision=precision, threads=threads, cache_key=keep
+        )
+
+    stride = graph.max_stride if graph.heads else 1
+    precision = openvino_precision(device, half, digest, open_in, lambda: probe_image(graph.channels, stride))
+    return open_in(precision, digest)
+
+
+def openvino_device(device: str) -> str:
+    """What ``auto`` means to OpenVINO.
+
+    Raises:
+        UsageError: an NVIDIA GPU, which it cannot use.
+    """
     if device == "cuda":
         raise UsageError("the openvino engine cannot use 'cuda'; use the onnxruntime or torch engine")
-    precision = "float32"
-    if half is None and device == "cpu" and "bfloat16" in available_precisions("cpu"):
-        from scaledyolo.engines.faithful import TOLERANCE, bfloat16_error
+    return "cpu" if device == AUTO else device
 
-        precision = "bfloat16" if bfloat16_error(graph, weights) <= TOLERANCE else "float32"
-    elif half:
-        precision = "bfloat16" if device == "cpu" else "float16"
-    return OpenVinoEngine.from_graph(graph, weights, device=device, precision=precision, threads=threads)
+
+def openvino_precision(
+    device: str, half: bool | None, digest: str, open_in: Callable[[str], Engine], probe: Callable[[], Array]
+) -> str:
+    """The precision for a wish: half is bfloat16 on a CPU, float16 elsewhere; None is what is fast and faithful."""
+    from scaledyolo.engines.faithful import TOLERANCE, bfloat16_error
+    from scaledyolo.engines.openvino import available_precisions
+
+    if half is not None:
+        return ("bfloat16" if device == "cpu" else "float16") if half else "float32"
+    if device != "cpu" or "bfloat16" not in available_precisions("cpu"):
+        return "float32"
+    return "bfloat16" if bfloat16_error(digest, open_in, probe()) <= TOLERANCE else "float32"
 
 
 def _open_torch(graph: Graph, weights: Weights, device: str, half: bool | None, threads: int | None) -> Engine:

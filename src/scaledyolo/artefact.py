@@ -1,0 +1,181 @@
+"""What an exported file says about itself: everything a detector needs besides the network.
+
+An artefact is a network in the format of some runtime. Its metadata, texts by key, holds JSON:
+
+``format``        ``scaledyolo-artefact/1``
+``name``          of the network
+``class_names``   by contiguous class id; ``category_ids`` those of the original data set, or null
+``input``         height, width, channels, how an image is brought to that size, colour order, range of values
+``dynamic``       whether height and width are free; ``batch``: images at a time, null for any number
+``heads``         how each raw map becomes boxes: the fields of :class:`~scaledyolo.arch.ops.Detect`; ``strides``
+``nms``           of an end-to-end graph: what it was built with; null where the outputs are raw maps
+``storage``       how weights are stored, ``float32`` or ``float16``
+``provenance``    where the weights come from
+``verification``  ``pending``, ``verified`` or ``UNVERIFIED`` (it was compared and differs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from scaledyolo.arch.graph import Resize
+from scaledyolo.arch.ops import Detect
+from scaledyolo.arch.spec_io import build
+from scaledyolo.checkpoint import Description
+from scaledyolo.errors import FormatError, SpecError
+
+FORMAT: Final = "scaledyolo-artefact/1"
+
+Verification = Literal["pending", "verified", "UNVERIFIED"]
+Storage = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedNms:
+    """Suppression inside an end-to-end graph: greedy, per class unless ``class_agnostic``."""
+
+    confidence: float = 0.25  # a score must be greater
+    iou: float = 0.45  # a greater overlap suppresses
+    max_detections: int = 300  # rows of the output
+    class_agnostic: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What one has to know about a network to detect with it; sizes in pixels of the network input."""
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    height: int
+    width: int
+    channels: int
+    resize: Resize
+    detects: tuple[Detect, ...]
+    strides: tuple[int, ...]
+    dynamic: bool = True
+    batch: int | None = None
+    nms: EmbeddedNms | None = None
+    storage: Storage = "float32"
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    verification: Verification = "pending"
+
+    @classmethod
+    def of(cls, description: Description) -> ModelFacts:
+        """Those of a model that is not exported: any batch, any size."""
+        graph = description.graph
+        return cls(
+            name=graph.name,
+            class_names=description.class_names,
+            category_ids=description.category_ids,
+            height=graph.height,
+            width=graph.width,
+            channels=graph.channels,
+            resize=graph.resize,
+            detects=graph.detects,
+            strides=graph.strides,
+            provenance=dict(description.provenance),
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse an input size that the network cannot take.
+
+        Raises:
+            SpecError: the size is fixed and another, or not a multiple of the largest stride.
+        """
+        if not self.dynamic and (height, width) != (self.height, self.width):
+            raise SpecError(
+                f"{self.name}: exported for {self.height}x{self.width} only, not {height}x{width}; "
+                "export it with --dynamic or for that size"
+            )
+        stride = max(self.strides)
+        for side, value in (("height", height), ("width", width)):
+            if value < stride or value % stride:
+                below = max(value // stride, 1) * stride
+                near = f"{below} or {below + stride}" if value > stride else f"{stride}"
+                raise SpecError(
+                    f"{self.name}: {side} {value} is not a multiple of the largest stride {stride}; use {near}"
+                )
+
+    def to_metadata(self) -> dict[str, str]:
+        """Texts by key, as files carry them."""
+        heads = [
+            {item.name: getattr(detect, item.name) for item in dataclasses.fields(Detect)} for detect in self.detects
+        ]
+        values = {
+            "name": self.name,
+            "class_names": self.class_names,
+            "category_ids": self.category_ids,
+            "input": {
+                "height": self.height,
+                "width": self.width,
+                "channels": self.channels,
+                "resize": self.resize,
+                "colour": "RGB",
+                "range": [0, 1],
+            },
+            "dynamic": self.dynamic,
+            "batch": self.batch,
+            "heads": heads,
+            "strides": self.strides,
+            "nms": None if self.nms is None else dataclasses.asdict(self.nms),
+            "storage": self.storage,
+            "provenance": dict(self.provenance),
+            "verification": self.verification,
+        }
+        return {"format": FORMAT} | {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], where: str) -> ModelFacts:
+        """Read :meth:`to_metadata` back; ``where`` opens error messages.
+
+        Raises:
+            FormatError: not written by this package, or damaged.
+        """
+        if metadata.get("format") != FORMAT:
+            raise FormatError(
+                f"{where}: its metadata does not say how its outputs become boxes; "
+                "export the model with `scaledyolo export`"
+            )
+        try:
+            return _facts({key: json.loads(value) for key, value in metadata.items() if key in _KEYS}, where)
+        except (KeyError, ValueError, TypeError, AttributeError, SpecError) as error:
+            raise FormatError(f"{where}: its metadata is damaged ({error!r})") from None
+
+
+_KEYS: Final = frozenset(
+    (
+        "name", "class_names", "category_ids", "input", "dynamic", "batch", "heads", "strides", "nms", "storage",
+        "provenance", "verification",
+    )
+)  # fmt: skip
+
+
+def _facts(values: Mapping[str, Any], where: str) -> ModelFacts:
+    size, ids, nms = values["input"], values["category_ids"], values["nms"]
+    facts = ModelFacts(
+        name=str(values["name"]),
+        class_names=tuple(map(str, values["class_names"])),
+        category_ids=None if ids is None else tuple(map(int, ids)),
+        height=int(size["height"]),
+        width=int(size["width"]),
+        channels=int(size["channels"]),
+        resize=size["resize"],
+        detects=tuple(build(Detect, head, f"{where}: head {index}") for index, head in enumerate(values["heads"])),
+        strides=tuple(map(int, values["strides"])),
+        dynamic=bool(values["dynamic"]),
+        batch=values["batch"],
+        nms=None if nms is None else build(EmbeddedNms, nms, f"{where}: nms"),
+        storage=values["storage"],
+        provenance={str(key): str(value) for key, value in values["provenance"].items()},
+        verification=values["verification"],
+    )
+    if not facts.detects or len(facts.strides) != len(facts.detects):
+        raise ValueError(f"{len(facts.strides)} strides for {len(facts.detects)} heads")
+    if any(detect.num_classes != len(facts.class_names) for detect in facts.detects):
+        raise ValueError(f"{len(facts.class_names)} class names for heads of {facts.detects[0].num_classes} classes")
+    return facts
