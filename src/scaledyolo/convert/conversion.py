@@ -373,4 +373,3 @@ def _report(source: Path, outputs: tuple[Path, ...], read: _Source) -> Conversio
         warnings=read.warnings + damaged,
         provenance=checkpoint.provenance,
     )
-

@@ -96,9 +96,10 @@ class ConversionReport:
                 f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:>{widths[3]}}"
                 for row in self._rows
             ]
+        matched = ", all of them matched" if self.has_weights else ""
         lines.append(
             f"{self.network}, {self.num_classes} classes ({self.layout}): {len(self.layers)} layers, "
-            f"{self.learned:,} parameters and {self.values - self.learned:,} running statistics{', all of them matched' if self.has_weights else ''}"
+            f"{self.learned:,} parameters and {self.values - self.learned:,} running statistics{matched}"
         )
         if self.left_out:
             lines.append(f"left out: {len(self.left_out)} tensors that are no weights (anchors, step counters)")

@@ -207,4 +207,3 @@ def _choose(maps: list[KeyMap], tensors: Tensors, activation: Activation | None)
 
 def _activations(graph: Graph) -> set[str]:
     return {node.op.activation for node in graph if isinstance(node.op, Conv)}
-

@@ -106,7 +106,10 @@ def _num_classes(tensors: Tensors, key: str, num_anchors: int) -> int:
 
 def _keys(model: DarknetModel, graph: Graph, named: Graph | None = None) -> dict[str, str]:
     """Source tensor of every parameter; ``named`` is the same network under the names that are wanted."""
-    section = {node: index for index, node in enumerate(model.sections) if node is not None}
+    section: dict[str, int] = {}
+    for index, name in enumerate(model.sections):
+        if name is not None:
+            section.setdefault(name, index)  # an implicit vector belongs to its holder, which comes first
     keys: dict[str, str] = {}
     for node, target in zip(graph, named or graph, strict=True):
         for suffix in node.op.parameters(*graph.in_channels(node)):
