@@ -9,8 +9,8 @@ from typing import Any
 
 from scaledyolo.arch import ops
 from scaledyolo.arch.graph import Graph, Node
-from scaledyolo.arch.spec_io import build
 from scaledyolo.errors import SpecError, nearest
+from scaledyolo.strict import from_mapping
 
 
 def _kebab(name: str) -> str:
@@ -48,7 +48,7 @@ def graph_from_dict(values: dict[str, Any]) -> Graph:
     nodes = values.get("nodes")
     if not isinstance(nodes, list):
         raise SpecError(f"{where}: a graph needs a list of nodes")
-    return build(Graph, {**values, "nodes": [_node_from_dict(node, where) for node in nodes]}, where)
+    return from_mapping(Graph, {**values, "nodes": [_node_from_dict(node, where) for node in nodes]}, where, SpecError)
 
 
 def _node_from_dict(values: Any, where: str) -> Node:
@@ -60,4 +60,4 @@ def _node_from_dict(values: Any, where: str) -> Node:
     if op not in OPS:
         raise SpecError(f"{where}: node {name!r} has unknown op {op!r}.{nearest(str(op), OPS)}")
     arguments = {key: value for key, value in values.items() if key not in ("name", "op", "inputs")}
-    return Node(name, build(OPS[op], arguments, f"{where}: node {name!r}"), tuple(inputs))
+    return Node(name, from_mapping(OPS[op], arguments, f"{where}: node {name!r}", SpecError), tuple(inputs))

@@ -110,7 +110,9 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (numbers, strings, lists) that :meth:`from_dict` reads back."""
-        return _plain(self)  # type: ignore[no-any-return]
+        from scaledyolo.strict import to_mapping
+
+        return to_mapping(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
@@ -119,14 +121,6 @@ class ModelSpec:
         Raises:
             SpecError: a key is unknown (the nearest known is named) or missing, or a value has the wrong shape.
         """
-        from scaledyolo.arch.spec_io import build
+        from scaledyolo.strict import from_mapping
 
-        return build(cls, values, where=str(values.get("name", "spec")))
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        return {key: _plain(getattr(value, key)) for key in value.__dataclass_fields__}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
+        return from_mapping(cls, values, str(values.get("name", "spec")), SpecError)

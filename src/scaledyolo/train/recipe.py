@@ -19,7 +19,7 @@ import yaml
 
 from scaledyolo.data.augment import AugmentConfig
 from scaledyolo.errors import UsageError, nearest
-from scaledyolo.train.settings import from_mapping, override, to_mapping
+from scaledyolo.strict import from_mapping, override, to_mapping
 
 BoxMetric = Literal["iou", "giou", "diou", "ciou"]
 AssignmentRule = Literal["scaled", "yolov3", "yolov4"]

@@ -34,11 +34,11 @@ from scaledyolo.evaluate.protocols import TRAINING
 from scaledyolo.evaluate.run import ground_truth, predict
 from scaledyolo.net.initialise import initialise
 from scaledyolo.net.network import Network
+from scaledyolo.strict import to_mapping
 from scaledyolo.train.guard import Guard, NonFiniteError
 from scaledyolo.train.journal import Journal, open_services, write_manifest
 from scaledyolo.train.optim import make_ema, make_optimizer
 from scaledyolo.train.recipe import Recipe
-from scaledyolo.train.settings import to_mapping
 from scaledyolo.train.state import Progress, SavedState, load_state, save_state
 from scaledyolo.train.transfer import Transfer, transfer
 
