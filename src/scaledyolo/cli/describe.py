@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -29,6 +30,8 @@ class Describe:
     """Also list every node."""
     json: bool = False
     """Print JSON instead of text."""
+    html: Path | None = None
+    """Also write a page with a drawing of the network and all its figures."""
 
     def run(self) -> int:
         from scaledyolo.arch.cost import cost
@@ -37,11 +40,20 @@ class Describe:
         graph = load_graph(self.model, num_classes=self.nc)
         height, width = sides(self.size) or (graph.height, graph.width)
         summary = summarise(graph, cost(graph, height, width))
-        rows = list(layer_rows(graph, height, width)) if self.layers else []
+        stages = stage_rows(graph, height, width)
+        rows = layer_rows(graph, height, width) if self.layers or self.html else []
+        if self.html:
+            from scaledyolo.cli.describe_page import page
+
+            self.html.write_text(page(graph, summary, stages, rows), encoding="utf-8")
+        shown = rows if self.layers else []
         if self.json:
-            print(json.dumps({**summary, **({"layers": rows} if self.layers else {})}, indent=2))
+            layers = {"layers": rows} if self.layers else {}
+            print(json.dumps({**summary, "stages": stages, **layers}, indent=2))
         else:
-            print(text(summary, rows))
+            print(text(summary, stages, shown))
+            if self.html:
+                print(f"  page              {self.html}")
         return 0
 
 
@@ -65,6 +77,8 @@ def summarise(graph: Graph, cost: Cost) -> dict[str, Any]:
         "receptive_fields": [fields[head.name].size for head in graph.heads],
         "activation_bytes": cost.activation_bytes,
         "memory_access": cost.memory_access,
+        "cio": cost.cio,
+        "intensity": round(cost.intensity, 3),
         "weights_bytes": cost.weights_bytes,
         "nodes": len(graph),
         "resize": graph.resize,
@@ -72,24 +86,53 @@ def summarise(graph: Graph, cost: Cost) -> dict[str, Any]:
     }
 
 
+def stage_rows(graph: Graph, height: int, width: int) -> list[dict[str, Any]]:
+    """One row of plain values for every stage: a box of the paper's Figure 4."""
+    from scaledyolo.arch.groups import group_costs
+
+    return [
+        {
+            "name": row.group.name,
+            "part": row.group.part,
+            "nodes": len(row.group.nodes),
+            "out": list(row.out),
+            "stride": row.group.stride,
+            "receptive_field": row.receptive_field,
+            "params": row.params,
+            "macs": row.macs,
+            "activation_bytes": row.activation_bytes,
+            "memory_access": row.memory_access,
+            "cio": row.cio,
+            "intensity": round(row.intensity, 3),
+        }
+        for row in group_costs(graph, height, width)
+    ]
+
+
 def layer_rows(graph: Graph, height: int, width: int) -> list[dict[str, Any]]:
     """One row of plain values for every node."""
-    from scaledyolo.arch.cost import node_costs
+    from scaledyolo.arch.cost import node_costs, receptive_fields
 
+    fields = receptive_fields(graph)
     return [
         {
             "name": row.node.name,
             "op": type(row.node.op).__name__,
             "out": list(row.out),
+            "stride": fields[row.node.name].stride,
+            "receptive_field": fields[row.node.name].size,
             "params": row.params,
             "macs": row.macs,
             "activation_bytes": row.activation_bytes,
+            "memory_access": row.memory_access,
+            "cio": row.cio,
+            "intensity": round(row.intensity, 3),
         }
         for row in node_costs(graph, height, width)
     ]
 
 
-def text(summary: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def text(summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     """The summary for people."""
     folded = f" ({summary['params_folded']:,} folded)" if summary["params_folded"] else ""
     lines = [
@@ -103,9 +146,35 @@ def text(summary: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         f"  strides           {', '.join(map(str, summary['strides']))} pixels",
         f"  receptive fields  {', '.join(map(str, summary['receptive_fields']))} pixels",
         f"  activations       {summary['activation_bytes'] / 2**20:,.1f} MiB in float32, all nodes",
+        (
+            f"  memory access     {4 * summary['memory_access'] / 2**20:,.1f} MiB in float32"
+            f"  = {summary['intensity']:.1f} FLOP for each byte"
+        ),
         f"  .weights file     {summary['weights_bytes']:,} bytes",
+        "",
+        *_table("stage", stages),
     ]
-    for row in rows:
-        shape = "x".join(map(str, row["out"]))
-        lines.append(f"  {row['name']:<44}{row['op']:<14}{shape:>16}{row['params']:>14,}{row['macs']:>18,}")
+    if rows:
+        lines += ["", *_table("node", rows)]
     return "\n".join(lines)
+
+
+def _table(first: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of figures under headings: one line each, names to the left."""
+    wide = max(len(first), *(len(row["name"]) for row in rows))
+    heads = ("out", "field", "parameters", "GFLOP", "moved MiB", "CIO", "FLOP/byte")
+    widths = (16, 7, 13, 12, 11, 13, 11)
+    lines = [f"  {first:<{wide}}" + "".join(f"{head:>{size}}" for head, size in zip(heads, widths, strict=True))]
+    for row in rows:
+        cells = (
+            "x".join(map(str, row["out"])),
+            f"{row['receptive_field']}",
+            f"{row['params']:,}",
+            f"{2 * row['macs'] / 1e9:,.3f}",
+            f"{4 * row['memory_access'] / 2**20:,.2f}",
+            f"{row['cio']:,}",
+            f"{row['intensity']:.1f}",
+        )
+        shown = "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
+        lines.append(f"  {row['name']:<{wide}}{shown}")
+    return lines
