@@ -212,8 +212,9 @@ class Section(nn.Module):
     def num_channels(self, channels: list[int]) -> int:
         if self.kind == "convolutional":
             return int(self.options["filters"])
-        if self.kind == "route":
-            return sum(channels[index] for index in self.targets("layers", len(channels)))
+        if self.kind.startswith("route"):
+            total = sum(channels[index] for index in self.targets("layers", len(channels)))
+            return total // (2 if self.kind == "route_lhalf" else int(self.options.get("groups", "1")))
         return channels[-1]
 
     def targets(self, key: str, here: int) -> list[int]:
@@ -231,6 +232,9 @@ class Section(nn.Module):
             return x + outputs[self.targets("from", here)[0]]
         if self.kind == "route":
             return torch.cat([outputs[index] for index in self.targets("layers", here)], 1)
+        if self.kind == "route_lhalf":
+            sources = [outputs[index] for index in self.targets("layers", here)]
+            return torch.cat([source[:, : source.shape[1] // 2] for source in sources], 1)
         if self.kind == "maxpool":
             k = int(self.options["size"])
             return F.max_pool2d(x, k, 1, k // 2)

@@ -44,7 +44,8 @@ def save(tmp_path: Path) -> Save:
 
 
 def conv(filters: int, size: int, stride: int = 1, act: str = "mish") -> str:
-    return f"[convolutional]\nbatch_normalize=1\nfilters={filters}\nsize={size}\nstride={stride}\npad=1\nactivation={act}\n"
+    shape = f"filters={filters}\nsize={size}\nstride={stride}\npad=1\n"
+    return f"[convolutional]\nbatch_normalize=1\n{shape}activation={act}\n"
 
 
 PREDICT = "[convolutional]\nsize=1\nstride=1\npad=1\nfilters=14\nactivation=linear\n"
@@ -179,3 +180,21 @@ def test_networks_that_the_tensors_cannot_tell_apart(no_values: None) -> None:
     assert found.spec.activation == "leaky"
     with pytest.raises(UsageError, match="Did you mean"):
         read_foreign(state, network="yolov4-csp-z")
+
+
+def test_tiny_needs_to_be_named(no_values: None) -> None:
+    """Two readings of its splits exist with the same tensors."""
+    state = zoo_state("yolov4-tiny")
+    with pytest.raises(ConversionError, match=r"two readings.*--cfg.*--network yolov4-tiny"):
+        read_foreign(state)
+    found = read_foreign(state, network="yolov4-tiny")
+    assert found.spec is not None
+    assert (found.spec.name, found.spec.decoding) == ("yolov4-tiny", "sigmoid-squared")
+
+
+def test_first_half_of_the_channels_by_cfg(save: Save, tmp_path: Path) -> None:
+    """The older port's route_lhalf takes the first half, Darknet's group_id=1 the second."""
+    text = PLAIN_CFG.replace("[route]\nlayers=-1,5\n", "[route_lhalf]\nlayers=-1,5\n")
+    model, _ = convert_cfg_built(save, tmp_path, text)
+    image = torch.rand(1, 3, 64, 64)
+    reference.assert_computes_the_same(tmp_path / "ours.safetensors", model(image), image)

@@ -89,19 +89,16 @@ def convert(source: PathLike, destination: PathLike, options: Options | None = N
     options = options or Options()
     source, destination = Path(source), Path(destination)
     outputs = _outputs(destination)
-    is_zoo_name = str(source).lower() in ZOO or str(source).lower() in ALIASES
-    if not (is_zoo_name and destination.suffix.lower() == ".cfg"):
+    if _is_zoo_name(source) and destination.suffix.lower() == ".cfg":
+        kind = ("", ".cfg")
+    else:
         _check_source(source)
+        kind = (source.suffix.lower(), destination.suffix.lower())
+    _check_kinds(source, destination, kind)
+    _check_options(kind, options)
     _check_outputs(outputs, options.force)
-    kind = (source.suffix.lower(), destination.suffix.lower())
-    if kind == (".cfg", ".weights"):
-        raise UsageError(f"{source}: a cfg holds no weights; give the .weights file")
-    if kind[1] == ".cfg" and (is_zoo_name or kind[0] == ".safetensors"):
-        return _write_cfg_only(source, destination, options)
-    if kind[1] == ".cfg" or (kind[0] in (".weights", ".cfg") and kind[1] == ".weights"):
-        raise UsageError(f"{source} to {destination}: both are Darknet's; convert to .safetensors, and from it")
-    if kind == (".safetensors", ".safetensors"):
-        raise UsageError(f"{source} to {destination}: both are checkpoints already, there is nothing to convert")
+    if kind[1] == ".cfg":
+        return _write_cfg_only(source, destination)
     try:
         read = _READERS[kind[0]](source, options)
     except ConversionError as error:
@@ -129,9 +126,14 @@ def _outputs(destination: Path) -> tuple[Path, ...]:
     return (destination, destination.with_suffix(".cfg")) if suffix == ".weights" else (destination,)
 
 
+def _is_zoo_name(source: Path) -> bool:
+    return str(source).lower() in ZOO or str(source).lower() in ALIASES
+
+
 def _check_source(source: Path) -> None:
     if not source.exists():
-        raise UsageError(f"{source}: no such file")
+        hint = "; a network of the zoo by name has no weights, it becomes a .cfg only" if _is_zoo_name(source) else ""
+        raise UsageError(f"{source}: no such file{hint}")
     if source.is_dir():
         raise UsageError(f"{source}: is a folder; give a file of weights")
     if _PARTIAL.fullmatch("".join(source.suffixes[-2:])):
@@ -145,6 +147,32 @@ def _check_source(source: Path) -> None:
             f"{source}: files of kind {source.suffix or '(none)'!r} are not understood; give one of "
             f"{', '.join(SUFFIXES)}.{nearest(source.suffix.lower(), SUFFIXES)}"
         )
+
+
+def _check_kinds(source: Path, destination: Path, kind: tuple[str, str]) -> None:
+    """Refuse pairs between which there is nothing to convert."""
+    darknet = (".weights", ".cfg")
+    if kind == (".cfg", ".weights"):
+        raise UsageError(f"{source}: a cfg holds no weights; give the .weights file")
+    if kind[0] in darknet and kind[1] in darknet:
+        raise UsageError(f"{source} to {destination}: both are Darknet's; convert to .safetensors, and from it")
+    if kind[0] in _TORCH and kind[1] == ".cfg":
+        raise UsageError(f"{source} to {destination}: convert to .weights, which writes its cfg too")
+    if kind == (".safetensors", ".safetensors"):
+        raise UsageError(f"{source} to {destination}: both are checkpoints already, there is nothing to convert")
+
+
+def _check_options(kind: tuple[str, str], options: Options) -> None:
+    """Refuse options that the files have no use for, rather than ignore them."""
+    described = (("--cfg", options.cfg), ("--network", options.network), ("--decoding", options.decoding))
+    if kind[0] in (".safetensors", ""):
+        for option, value in described:
+            if value is not None:
+                raise UsageError(f"{option}: the source describes its network itself; leave it out")
+    if kind[1] != ".safetensors":
+        for option, given in (("--names", options.names is not None), ("--licence", bool(options.licence))):
+            if given:
+                raise UsageError(f"{option}: Darknet's files have no place for it; leave it out")
 
 
 def _check_outputs(outputs: Sequence[Path], force: bool) -> None:
@@ -245,9 +273,6 @@ def _pickle_warnings(foreign: ForeignCheckpoint) -> tuple[str, ...]:
 
 
 def _read_checkpoint(source: Path, options: Options) -> _Source:
-    for value, option in ((options.cfg, "--cfg"), (options.network, "--network"), (options.decoding, "--decoding")):
-        if value is not None:
-            raise UsageError(f"{source}: a checkpoint describes its network itself; leave {option} out")
     return _Source(load_checkpoint(source), (), "checkpoint")
 
 
@@ -283,7 +308,7 @@ def _has_weights(graph: Graph, name: str) -> bool:
 # Writing
 
 
-def _write_cfg_only(source: Path, destination: Path, options: Options) -> ConversionReport:
+def _write_cfg_only(source: Path, destination: Path) -> ConversionReport:
     is_file = source.suffix.lower() == ".safetensors"
     described = load_description(source) if is_file else None
     graph = branch_form(described.graph if described else lower(find(str(source))))
