@@ -1,0 +1,148 @@
+"""The report of a verification, as values and as the JSON file beside the artefact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from scaledyolo import __version__
+from scaledyolo.checkpoint import atomic_file
+from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
+
+REPORT_SUFFIX: Final = ".verified.json"
+FORMAT: Final = "scaledyolo-verification/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One batch that went through both networks."""
+
+    batch: int
+    height: int
+    width: int
+    maps: tuple[MapErrors, ...]  # empty for end-to-end graphs, which have none
+    boxes: BoxErrors
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether every map and enough boxes agree."""
+        return self.boxes.within(tolerance) and all(item.within(tolerance) for item in self.maps)
+
+
+@dataclass(frozen=True, slots=True)
+class ApDifference:
+    """Average precision (0 to 1) of both networks on a data set."""
+
+    dataset: str
+    images: int
+    expected: float
+    found: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether they differ by little enough."""
+        return 100 * abs(self.found - self.expected) <= tolerance.ap_points
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationReport:
+    """What was compared with what, where, and with which result."""
+
+    artefact: str  # its file name
+    format: str
+    digest: str  # SHA-256 of the network's files
+    engine: str  # with version, device and precision
+    reference: str
+    tolerance_name: str
+    tolerance: Tolerance
+    cases: tuple[Case, ...]
+    ap: ApDifference | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared agrees within the tolerance."""
+        cases = all(case.within(self.tolerance) for case in self.cases)
+        return bool(self.cases) and cases and (self.ap is None or self.ap.within(self.tolerance))
+
+    @property
+    def worst_error(self) -> float:
+        """Largest difference of any raw map, in standard deviations of that map; 0 where there are no maps."""
+        return max((item.max_relative for case in self.cases for item in case.maps), default=0.0)
+
+    @property
+    def boxes(self) -> tuple[int, int]:
+        """Boxes matched and compared, over all cases."""
+        return sum(case.boxes.matched for case in self.cases), sum(case.boxes.compared for case in self.cases)
+
+    def summary(self) -> str:
+        """One line for people."""
+        matched, compared = self.boxes
+        verdict = "verified" if self.passed else "UNVERIFIED"
+        parts = [f"{matched} of {compared} boxes match"]
+        if any(case.maps for case in self.cases):
+            parts.insert(0, f"largest error {self.worst_error:.1e} of the spread of its map")
+        if self.ap is not None:
+            parts.append(f"AP {100 * self.ap.found:.2f} against {100 * self.ap.expected:.2f}")
+        return f"{self.artefact}: {verdict} in {self.engine} against {self.reference}: {', '.join(parts)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; infinite errors become null."""
+        values = {
+            "report": FORMAT,
+            "passed": self.passed,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "scaledyolo": __version__,
+            **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},
+            "machine": machine(),
+        }
+        plain: dict[str, Any] = _plain(values)
+        return plain
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file, atomically."""
+        with atomic_file(path) as temporary:
+            text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def report_path(artefact: Path) -> Path:
+    """The report's place beside its artefact."""
+    return artefact.with_name(artefact.name + REPORT_SUFFIX)
+
+
+def machine() -> dict[str, Any]:
+    """What a runtime's results may depend on; nothing that names the machine or its user."""
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
