@@ -9,13 +9,13 @@ import pytest
 
 from scaledyolo.cli import main
 
-KEYS = "name height width num_classes params params_folded macs gflops darknet_bflops boxes".split()
+KEYS = ["name", "height", "width", "num_classes", "params", "params_folded", "macs", "gflops", "boxes"]
 
 
 def test_json_has_totals_stages_and_on_request_layers(capsys):
     assert main(["describe", "yolov4-csp", "--json", "--size", "512"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert list(values)[: len(KEYS)] == KEYS
+    assert values.keys() >= set(KEYS)
     assert (values["params"], values["macs"]) == (52_921_437, 38_476_709_888)
     assert "layers" not in values
     assert sum(stage["params"] for stage in values["stages"]) == values["params"]

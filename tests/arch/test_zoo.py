@@ -137,6 +137,13 @@ def test_specs_and_graphs_survive_json(name):
     assert graph_from_dict(json.loads(json.dumps(graph_to_dict(graph)))) == graph
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_totals_at_another_size_follow_from_the_area(name):
+    graph = lower(ZOO[name])
+    height, width = 2 * graph.max_stride, 3 * graph.max_stride
+    assert cost(graph).resized(height, width) == cost(graph, height, width)
+
+
 def test_every_alias_names_a_network_and_hides_none():
     assert set(ALIASES.values()) <= set(ZOO)
     assert not set(ALIASES) & set(ZOO)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import Add, BatchNorm, Conv, Detect, Pool, Shape, is_buffer
@@ -20,6 +21,7 @@ class NodeCost:
     node: Node
     out: Shape
     params: int  # learned values; running statistics are not counted
+    buffers: int  # running statistics
     macs: int
     activation_bytes: int  # of the output, in float32
     memory_access: int  # values moved: inputs, outputs and weights (the terms of the paper's Eq. 1)
@@ -62,6 +64,24 @@ class Cost:
         """Arithmetic intensity of the whole network: FLOP for each byte moved in float32."""
         return arithmetic_intensity(self.macs, self.memory_access)
 
+    def resized(self, height: int, width: int) -> Cost:
+        """The totals at another size without counting again: what belongs to positions grows with the area.
+
+        Exact where both sizes are multiples of the network's largest stride and nothing pools over the whole map, so
+        for every network of the family; a search over sizes needs one count for each set of channels and depths.
+        """
+        area = Fraction(height * width, self.height * self.width)
+        return replace(
+            self,
+            height=height,
+            width=width,
+            macs=int(self.macs * area),
+            darknet_flops=int(self.darknet_flops * area),
+            boxes=int(self.boxes * area),
+            activation_bytes=int(self.activation_bytes * area),
+            memory_access=int((self.memory_access - self.params) * area) + self.params,
+        )
+
 
 def node_costs(graph: Graph, height: int, width: int) -> Iterator[NodeCost]:
     """Cost of every node, in order, for an input of this size in pixels."""
@@ -69,23 +89,24 @@ def node_costs(graph: Graph, height: int, width: int) -> Iterator[NodeCost]:
     for node in graph:
         channels = tuple(shapes[source].channels for source in node.inputs)
         out = shapes[node.name]
-        params = num_parameters(node.op.parameters(*channels))
+        params = buffers = 0
+        for name, shape in node.op.parameters(*channels).items():
+            if is_buffer(name):
+                buffers += math.prod(shape)
+            else:
+                params += math.prod(shape)
         inputs = sum(math.prod(shapes[source]) for source in node.inputs)
         values = 0 if isinstance(node.op, Detect) else math.prod(out)
         yield NodeCost(
             node=node,
             out=out,
             params=params,
+            buffers=buffers,
             macs=node.op.macs(out, *channels),
             activation_bytes=4 * values,
             memory_access=inputs + values + params if values else 0,
             cio=channels[0] // node.op.groups * node.op.filters if isinstance(node.op, Conv) else 0,
         )
-
-
-def num_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Number of learned values among named tensors (running statistics are not learned)."""
-    return sum(math.prod(shape) for name, shape in shapes.items() if not is_buffer(name))
 
 
 def cost(graph: Graph, height: int | None = None, width: int | None = None) -> Cost:
@@ -97,13 +118,12 @@ def cost(graph: Graph, height: int | None = None, width: int | None = None) -> C
     height, width = height or graph.height, width or graph.width
     graph.check_size(height, width)
     rows = list(node_costs(graph, height, width))
-    macs = sum(row.macs for row in rows)
-    stored = sum(math.prod(shape) for shape in graph.parameters.values())
+    params, macs = sum(row.params for row in rows), sum(row.macs for row in rows)
     return Cost(
         height=height,
         width=width,
-        params=sum(row.params for row in rows),
-        folded_params=folded_parameters(graph),
+        params=params,
+        folded_params=_folded(graph, params),
         macs=macs,
         darknet_flops=2 * macs + sum(_darknet_extra(row) for row in rows),
         boxes=sum(
@@ -112,16 +132,15 @@ def cost(graph: Graph, height: int | None = None, width: int | None = None) -> C
         activation_bytes=sum(row.activation_bytes for row in rows),
         memory_access=sum(row.memory_access for row in rows),
         cio=sum(row.cio for row in rows),
-        weights_bytes=4 * stored + WEIGHTS_HEADER_BYTES,
+        weights_bytes=4 * (params + sum(row.buffers for row in rows)) + WEIGHTS_HEADER_BYTES,
     )
 
 
-def folded_parameters(graph: Graph) -> int | None:
+def _folded(graph: Graph, params: int) -> int | None:
     """Learned values once each normalisation became the bias of its convolution; None for stand-alone normalisation."""
     if any(isinstance(node.op, BatchNorm) for node in graph):
         return None
-    norms = sum(node.op.filters for node in graph if isinstance(node.op, Conv) and node.op.norm)
-    return num_parameters(graph.parameters) - norms
+    return params - sum(node.op.filters for node in graph if isinstance(node.op, Conv) and node.op.norm)
 
 
 def _darknet_extra(row: NodeCost) -> int:

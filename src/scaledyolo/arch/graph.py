@@ -77,7 +77,7 @@ class Graph:
 
     @cached_property
     def _native_shapes(self) -> Mapping[str, Shape]:
-        return self.shapes(self.height, self.width)
+        return self._shapes(self.height, self.width)
 
     def shapes(self, height: int, width: int) -> Mapping[str, Shape]:
         """Shape (channels, height, width) of the image and of every node's output, for an input size in pixels.
@@ -85,6 +85,9 @@ class Graph:
         Raises:
             SpecError: the size does not go through the network; names the node and the shapes.
         """
+        return self._native_shapes if (height, width) == (self.height, self.width) else self._shapes(height, width)
+
+    def _shapes(self, height: int, width: int) -> Mapping[str, Shape]:
         shapes = {self.INPUT: Shape(self.channels, height, width)}
         for node in self.nodes:
             inputs = [shapes[source] for source in node.inputs]

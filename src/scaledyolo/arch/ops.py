@@ -75,9 +75,12 @@ def _norm_parameters(channels: int, prefix: str = "") -> dict[str, tuple[int, ..
     return {f"{prefix}{key}": (channels,) for key in ("weight", "bias", "running_mean", "running_var")}
 
 
+_RUNNING = ("running_mean", "running_var")
+
+
 def is_buffer(parameter: str) -> bool:
     """Whether a stored tensor is a running statistic, which training updates but does not learn."""
-    return parameter.rpartition(".")[2] in ("running_mean", "running_var")
+    return parameter.endswith(_RUNNING)
 
 
 def _same_size(op: str, inputs: tuple[Shape, ...]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Describe:
     """What a network is and what it costs, without running it."""
 
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Zoo name, spec file (.yaml, .json), Darknet .cfg or checkpoint (.safetensors)."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
     """Input size in pixels; by default the network's own."""
