@@ -295,8 +295,12 @@ def run_limited(folder: Path, num_bytes: int, *arguments: str) -> subprocess.Com
 
 @pytest.mark.parametrize(
     ("arguments", "num_bytes"),
-    [(("net.weights", "out.safetensors"), 1000), (("a.safetensors", "out.weights"), 1000), (("a.safetensors", "out.weights"), 100)],
-)  # fmt: skip
+    [
+        (("net.weights", "out.safetensors"), 1000),
+        (("a.safetensors", "out.weights"), 1000),  # the cfg fits, the weights do not
+        (("a.safetensors", "out.weights"), 100),
+    ],
+)
 def test_full_disk(folder: Path, arguments: tuple[str, str], num_bytes: int) -> None:
     assert convert("net.weights", "a.safetensors") == 0
     before = sorted(path.name for path in folder.iterdir())

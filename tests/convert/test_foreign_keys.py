@@ -17,7 +17,8 @@ from scaledyolo.arch.cost import cost  # noqa: E402
 from scaledyolo.arch.lower import lower  # noqa: E402
 from scaledyolo.arch.zoo import find  # noqa: E402
 from scaledyolo.checkpoint import load_checkpoint  # noqa: E402
-from scaledyolo.convert.conversion import Options, convert  # noqa: E402
+from scaledyolo.convert.conversion import convert  # noqa: E402
+from scaledyolo.convert.conversion_request import Options  # noqa: E402
 from scaledyolo.convert.foreign_keys import read_foreign  # noqa: E402
 from scaledyolo.convert.torch_pickle import ForeignCheckpoint  # noqa: E402
 from scaledyolo.errors import CheckpointError, ConversionError  # noqa: E402
@@ -153,6 +154,7 @@ def _fuse(state: dict[str, Any]) -> None:
     ("damage", "message"),
     [
         (_drop("model.6.m.1.cv1.conv.weight"), r"'model\.6\.m\.1\.cv1\.conv\.weight' .* is missing"),
+        (_drop("model.6.m.1.cv2.conv.weight"), r"'model\.6\.m\.1\.cv2\.conv\.weight' is missing"),
         (_drop("model.11.cv7.conv.weight"), "cv1 to cv7"),
         (_drop("model.0.conv.weight"), r"'model\.0\.conv\.weight' is missing"),
         (_put("model.8.cv3.weight", np.zeros((3, 3, 1, 1), "f4")), r"shape \(3, 3, 1, 1\), but .*tail"),

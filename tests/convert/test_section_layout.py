@@ -16,7 +16,9 @@ from scaledyolo.arch.lower import lower  # noqa: E402
 from scaledyolo.arch.ops import Implicit  # noqa: E402
 from scaledyolo.arch.zoo import find  # noqa: E402
 from scaledyolo.checkpoint import load_checkpoint  # noqa: E402
-from scaledyolo.convert.conversion import ConversionReport, Options, convert  # noqa: E402
+from scaledyolo.convert.conversion import convert  # noqa: E402
+from scaledyolo.convert.conversion_report import ConversionReport  # noqa: E402
+from scaledyolo.convert.conversion_request import Options  # noqa: E402
 from scaledyolo.convert.foreign_keys import read_foreign  # noqa: E402
 from scaledyolo.convert.torch_pickle import ForeignCheckpoint  # noqa: E402
 from scaledyolo.errors import ConversionError, UsageError  # noqa: E402

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,9 +14,9 @@ import tyro
 class Convert:
     """Bring weights to a safe file (.safetensors), or back to Darknet; exactly, or not at all."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Darknet .weights (its .cfg beside it or given), PyTorch .pt or .pth, or .safetensors; a zoo name for a .cfg."""
-    destination: tyro.conf.Positional[str]
+    destination: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DESTINATION")]
     """.safetensors, .weights (with a .cfg of the same name) or .cfg."""
     cfg: Path | None = None
     """Darknet cfg that describes the weights; by default the one beside them."""
@@ -34,7 +34,8 @@ class Convert:
     """What to print: every layer, the totals, or everything as JSON."""
 
     def run(self) -> int:
-        from scaledyolo.convert.conversion import Options, convert
+        from scaledyolo.convert.conversion import convert
+        from scaledyolo.convert.conversion_request import Options
 
         options = Options(self.cfg, self.network, self.names, self.decoding, self.licence, self.force)
         report = convert(self.source, self.destination, options)

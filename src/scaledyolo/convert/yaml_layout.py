@@ -241,7 +241,10 @@ class _Shapes:
         prefix = f"model.{index}."
         inner = (key.removeprefix(prefix) for key in self.tensors if key.startswith(prefix))
         numbers = [int(match.group(1)) for match in map(_REPEAT.fullmatch, inner) if match]
-        return max(numbers, default=-1) + 1
+        missing = set(range(max(numbers, default=-1) + 1)) - set(numbers)
+        if missing:
+            raise self._foreign(f"tensor '{prefix}m.{min(missing)}.cv2.conv.weight' is missing")
+        return len(numbers)
 
     def _foreign(self, reason: str) -> ConversionError:
         known = ", ".join(_yaml_networks())
