@@ -21,6 +21,7 @@ from scaledyolo.convert.conversion import convert  # noqa: E402
 from scaledyolo.convert.conversion_request import Options  # noqa: E402
 from scaledyolo.convert.foreign_keys import read_foreign  # noqa: E402
 from scaledyolo.convert.torch_pickle import ForeignCheckpoint  # noqa: E402
+from scaledyolo.convert.yaml_layout import parameter_keys  # noqa: E402
 from scaledyolo.errors import CheckpointError, ConversionError  # noqa: E402
 
 SPEC = importlib.util.spec_from_file_location("reference_networks", Path(__file__).with_name("reference_networks.py"))
@@ -204,3 +205,24 @@ def test_our_own_state_dict(save: Save, tmp_path: Path) -> None:
     assert found.spec == find("yolov3-tiny").with_classes(2)
     for name, array in weights.items():
         np.testing.assert_array_equal(found.weights[name], array)
+
+
+@pytest.mark.parametrize(
+    ("node", "numbers"),
+    [  # module numbers in yolov4-p5.yaml, -p6.yaml, -p7.yaml
+        ("backbone.stage5.out", (10, 10, 10)),
+        ("neck.top_down.p{top}.lead1", (11, 13, 15)),
+        ("neck.top_down.p4.reduce", (12, 19, 26)),
+        ("neck.top_down.p4.lateral", (14, 21, 28)),
+        ("neck.top_down.p3.out", (21, 28, 35)),
+        ("head.p3.conv", (22, 29, 36)),
+        ("neck.bottom_up.p4.down", (23, 30, 37)),
+        ("neck.bottom_up.p5.main", (29, 36, 43)),
+        ("head.p{top}.conv", (30, 41, 52)),
+        ("head.p3.predict", (31, 42, 53)),
+    ],
+)
+def test_module_numbers_are_those_of_the_published_yaml_files(node: str, numbers: tuple[int, int, int]) -> None:
+    for top, number in zip((5, 6, 7), numbers, strict=True):
+        key = parameter_keys(find(f"yolov4-p{top}"))[f"{node.format(top=top)}.weight"]
+        assert key.split(".")[:2] == ["model", str(number)]

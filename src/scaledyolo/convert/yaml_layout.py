@@ -89,7 +89,7 @@ def yaml_map(checkpoint: ForeignCheckpoint, network: str | None = None) -> KeyMa
     spec = _with_head(spec, tensors, checkpoint)
     spec = replace(spec, norm_eps=eps if eps is not None else spec.norm_eps)
     graph = lower(spec)
-    return KeyMap(graph, _keys(spec, graph), spec)
+    return KeyMap(graph, parameter_keys(spec, graph), spec)
 
 
 def _yaml_networks() -> list[str]:
@@ -129,7 +129,9 @@ def _level_names(spec: ModelSpec) -> list[str]:
     return [f"p{number}" for number in range(coarsest - len(spec.masks) + 1, coarsest + 1)]
 
 
-def _keys(spec: ModelSpec, graph: Graph) -> dict[str, str]:
+def parameter_keys(spec: ModelSpec, graph: Graph | None = None) -> dict[str, str]:
+    """Name of the tensor of every parameter of a network of this layout."""
+    graph = graph or lower(spec)
     scopes = {row.scope: row for row in _rows(spec)}
     keys: dict[str, str] = {}
     for node in graph:
