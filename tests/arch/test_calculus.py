@@ -79,9 +79,8 @@ def test_the_published_csp_stage_costs_nine_quarters_more_than_its_layers(k):
         build(b, Graph.INPUT, Stage(block, 64, k))
         counts[block] = Fraction(count_macs(Graph("stage", tuple(b.nodes), 1, 1, channels=64)), 64**2)
     assert counts["residual"] == 5 * k
-    assert counts["csp"] == Fraction(9, 4) + Fraction(5, 2) * k == layer("dark").csp_flops(
-        k, transitions=CSP_TRANSITIONS_PUBLISHED
-    )
+    assert counts["csp"] == Fraction(9, 4) + Fraction(5, 2) * k
+    assert counts["csp"] == layer("dark").csp_flops(k, transitions=CSP_TRANSITIONS_PUBLISHED)
 
 
 def test_from_how_many_layers_on_a_csp_darknet_stage_is_cheaper():
@@ -310,6 +309,15 @@ def test_backbones_alone(name, params, gflops):
         rows = [row for row in node_costs(graph, side, side) if row.node.name.startswith("backbone.")]
         assert sum(row.params for row in rows) == params
         assert 2 * sum(row.macs for row in rows) / 1e9 == pytest.approx(expected, abs=5.1e-4)
+
+
+def test_backbones_as_classifiers():
+    # With a fully connected layer from 1024 features to 1000 classes: 41,609,928 and 27.64M parameters, 18.570 GFLOP.
+    for name, params in (("yolov3", 41_609_928), ("yolov4", 27_642_184)):
+        rows = [row for row in node_costs(lower(find(name)), 256, 256) if row.node.name.startswith("backbone.")]
+        assert sum(row.params for row in rows) + 1025 * 1000 == params
+        if name == "yolov3":
+            assert round(2 * (sum(row.macs for row in rows) + 1024 * 1000) / 1e9, 2) == 18.57
 
 
 def test_boxes_of_the_early_papers():

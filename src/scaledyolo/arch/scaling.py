@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import MappingProxyType
+from typing import TypeAlias
 
 from scaledyolo.arch.blocks import RESNEXT_GROUPS
 from scaledyolo.arch.cost import node_costs
@@ -18,6 +19,9 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.ops import Activate, Activation, Add, Affine, BatchNorm, Conv, Multiply
 from scaledyolo.arch.spec import ModelSpec, Stage
 from scaledyolo.errors import SpecError, UsageError
+
+Anchors: TypeAlias = tuple[tuple[float, float], ...]  # (width, height) in pixels
+Masks: TypeAlias = tuple[tuple[int, ...], ...]  # positions in the list of anchors, by level
 
 # Channels of all published networks are multiples of this, which suits the vector units of most hardware.
 CHANNEL_MULTIPLE = 8
@@ -117,9 +121,7 @@ def num_stages(spec: ModelSpec) -> int:
     return spec.stem.stride.bit_length() - 1 + stages
 
 
-def with_stages(
-    spec: ModelSpec, count: int, *, size: int | None = None, anchors: tuple[tuple[float, float], ...] | None = None
-) -> ModelSpec:
+def with_stages(spec: ModelSpec, count: int, *, size: int | None = None, anchors: Anchors | None = None) -> ModelSpec:
     """The network with its coarsest level at stride 2^count: P5 to P6 to P7, and back (paper section 4.3).
 
     A new stage repeats the last one in width and depth, a new pyramid level the coarsest one; the finest level stays.
@@ -159,9 +161,7 @@ def with_stages(
     )
 
 
-def _level_anchors(
-    spec: ModelSpec, levels: int
-) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[int, ...], ...]]:
+def _level_anchors(spec: ModelSpec, levels: int) -> tuple[Anchors, Masks]:
     """Anchors and masks cut to ``levels``, or continued with twice the anchors of the coarsest level."""
     anchors, masks = list(spec.anchors), list(spec.masks[:levels])
     while len(masks) < levels:
@@ -172,9 +172,7 @@ def _level_anchors(
     return tuple(anchors[:used]), tuple(masks)
 
 
-def _shared_out(
-    spec: ModelSpec, levels: int, anchors: tuple[tuple[float, float], ...]
-) -> tuple[tuple[tuple[float, float], ...], tuple[tuple[int, ...], ...]]:
+def _shared_out(spec: ModelSpec, levels: int, anchors: Anchors) -> tuple[Anchors, Masks]:
     each = len(spec.masks[0])
     if len(anchors) != levels * each:
         raise UsageError(f"{spec.name}: {levels} levels of {each} anchors need {levels * each}, got {len(anchors)}")
@@ -214,9 +212,7 @@ def tiny_scaled(
         spec = scaled(spec, width=Fraction(2 * growth, blocks[0].channels), multiple=1)
         label += f"-g{growth}"
     if partition is not None:
-        stages = tuple(
-            replace(stage, partition=partition) if stage.block == "pcb" else stage for stage in spec.stages
-        )
+        stages = tuple(replace(stage, partition=partition) if stage.block == "pcb" else stage for stage in spec.stages)
         spec = replace(spec, stages=stages)
         label += f"-{partition[0]}x{partition[1]}"
     return replace(spec, name=name or label)
@@ -308,7 +304,7 @@ def csp_to_small(csp: ModelSpec) -> ModelSpec:
     return replace(smaller, stages=(first, *smaller.stages[1:]), neck=neck, heads_last=True)
 
 
-def csp_to_p5(csp: ModelSpec, anchors: tuple[tuple[float, float], ...], size: int = 896) -> ModelSpec:
+def csp_to_p5(csp: ModelSpec, anchors: Anchors, size: int = 896) -> ModelSpec:
     """yolov4-p5 from yolov4-csp: depths 2n - 1, CSP in the first stage too, four anchors a level.
 
     The published checkpoints also normalise over concatenations ("concat" form) and put the heads last.

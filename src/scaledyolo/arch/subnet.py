@@ -159,4 +159,3 @@ def _needed(nodes: tuple[Node, ...], wanted: set[str]) -> tuple[Node, ...]:
 
 def _renamed(graph: Graph, nodes: tuple[Node, ...], name: str) -> Graph:
     return replace(graph, name=name, nodes=nodes)
-

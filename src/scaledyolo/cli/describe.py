@@ -161,11 +161,12 @@ def text(summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[
 
 def _table(first: str, rows: list[dict[str, Any]]) -> list[str]:
     """Rows of figures under headings: one line each, names to the left."""
-    wide = max(len(first), *(len(row["name"]) for row in rows))
+    names = [f"{row['name']}  {row['op']}" if "op" in row else row["name"] for row in rows]
+    wide = max(len(first), *map(len, names))
     heads = ("out", "field", "parameters", "GFLOP", "moved MiB", "CIO", "FLOP/byte")
     widths = (16, 7, 13, 12, 11, 13, 11)
     lines = [f"  {first:<{wide}}" + "".join(f"{head:>{size}}" for head, size in zip(heads, widths, strict=True))]
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         cells = (
             "x".join(map(str, row["out"])),
             f"{row['receptive_field']}",
@@ -176,5 +177,5 @@ def _table(first: str, rows: list[dict[str, Any]]) -> list[str]:
             f"{row['intensity']:.1f}",
         )
         shown = "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
-        lines.append(f"  {row['name']:<{wide}}{shown}")
+        lines.append(f"  {name:<{wide}}{shown}")
     return lines
