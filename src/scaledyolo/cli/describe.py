@@ -161,7 +161,8 @@ def text(summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[
 
 def _table(first: str, rows: list[dict[str, Any]]) -> list[str]:
     """Rows of figures under headings: one line each, names to the left."""
-    names = [f"{row['name']}  {row['op']}" if "op" in row else row["name"] for row in rows]
+    longest = max(len(row["name"]) for row in rows)
+    names = [f"{row['name']:<{longest}}  {row['op']}" if "op" in row else row["name"] for row in rows]
     wide = max(len(first), *map(len, names))
     heads = ("out", "field", "parameters", "GFLOP", "moved MiB", "CIO", "FLOP/byte")
     widths = (16, 7, 13, 12, 11, 13, 11)
