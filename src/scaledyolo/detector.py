@@ -141,7 +141,7 @@ class Detector:
     def detect_batch(self, images: Sequence[RgbImage]) -> list[sv.Detections]:
         """Detections of each image (height, width, 3) uint8 RGB; the network runs once over all of them."""
         found = self.candidates(images)
-        return [self._as_detections(candidates) for candidates in found]
+        return [self.as_detections(candidates) for candidates in found]
 
     def candidates(self, images: Sequence[RgbImage]) -> list[Candidates]:
         """Like :meth:`detect_batch`, as plain arrays: boxes in pixels of each image."""
@@ -205,7 +205,8 @@ class Detector:
             for stage, start, end in zip(STAGES, clock[:-1], clock[1:], strict=True):
                 self.times.seconds[stage] += end - start
 
-    def _as_detections(self, found: Candidates) -> sv.Detections:
+    def as_detections(self, found: Candidates) -> sv.Detections:
+        """What :meth:`candidates` gave for one image in supervision's type, with the names of the classes."""
         import supervision as sv
 
         return sv.Detections(

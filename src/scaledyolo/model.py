@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
-from scaledyolo.errors import FormatError, SpecError, UsageError, nearest
+from scaledyolo.errors import CheckpointError, FormatError, SpecError, UsageError, nearest
 
 if TYPE_CHECKING:
     from scaledyolo.checkpoint import Checkpoint
@@ -115,7 +116,7 @@ def load_model(
     Args:
         source: a checkpoint (.safetensors), a Darknet pair ``("x.cfg", "x.weights")`` or either of its two files where
             the other lies beside it under the same name, or the name of official weights.
-        names: class names, or a file with one a line; for Darknet pairs.
+        names: class names, or a file with one a line; by default those in the checkpoint or beside the Darknet cfg.
         download: whether official weights that are not in the cache may be fetched.
 
     Raises:
@@ -128,9 +129,7 @@ def load_model(
     path = Path(source)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        from scaledyolo.checkpoint import load_checkpoint
-
-        return load_checkpoint(path)
+        return _load_checkpoint(path, names)
     if suffix in (".cfg", ".weights"):
         other = path.with_suffix(".weights" if suffix == ".cfg" else ".cfg")
         if not other.is_file():
@@ -138,7 +137,23 @@ def load_model(
         return _load_darknet(path.with_suffix(".cfg"), path.with_suffix(".weights"), names)
     if suffix in (".pt", ".pth"):
         raise UsageError(f"{path}: convert it first: scaledyolo convert {path} {path.with_suffix('.safetensors')}")
+    if suffix in SPEC_SUFFIXES:
+        raise UsageError(f"{path}: describes a network, without weights; give a .safetensors or a Darknet pair")
     return _load_official(str(source), download)
+
+
+def _load_checkpoint(path: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:
+    from scaledyolo.checkpoint import load_checkpoint
+    from scaledyolo.classes import read_names
+
+    checkpoint = load_checkpoint(path)
+    if names is None:
+        return checkpoint
+    given = tuple(read_names(os.fspath(names)) if isinstance(names, (str, os.PathLike)) else names)
+    try:
+        return replace(checkpoint, class_names=given)
+    except CheckpointError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _load_darknet(cfg: Path, weights: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:

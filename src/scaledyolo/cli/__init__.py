@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from scaledyolo import __version__
-from scaledyolo.errors import ScaledYoloError, nearest
+from scaledyolo.errors import ScaledYoloError, UsageError, nearest
 
 # verb: (module below scaledyolo.cli, class in it, one line for the overview)
 VERBS: dict[str, tuple[str, str, str]] = {
@@ -16,6 +16,8 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "train": ("train", "Train", "train a network on your own images"),
     "eval": ("eval", "Eval", "measure a model on a data set and report what goes wrong"),
     "convert": ("convert", "Convert", "bring Darknet and PyTorch weights to a safe file, or back to Darknet"),
+    "export": ("export", "Export", "write a model for another runtime, proven to compute the same"),
+    "verify": ("verify", "Verify", "compare an exported model with the model it comes from"),
     "describe": ("describe", "Describe", "print parameters, operations, boxes and strides of a network"),
     "download": ("download", "Download", "fetch official weights by name, verified"),
     "zoo": ("zoo", "Zoo", "list every network by name"),
@@ -38,12 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("scaledyolo: interrupted; what was done is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon_output()
         return 0
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"scaledyolo: {place}{error.strerror or error}", file=sys.stderr)
+        _abandon_output()
         return EXIT_ERROR
+
+
+def _abandon_output() -> None:
+    """Drop what standard output still holds where it cannot be written: Python would try once more, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -55,14 +66,14 @@ def _run(arguments: list[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"scaledyolo: there is no verb {verb!r}.{nearest(verb, VERBS)} See `scaledyolo --help`.", file=sys.stderr)
-        return EXIT_ERROR
+        raise UsageError(f"there is no verb {verb!r}.{nearest(verb, VERBS)} See `scaledyolo --help`.")
     module, name, summary = VERBS[verb]
     command = getattr(importlib.import_module(f"scaledyolo.cli.{module}"), name)
-    import tyro
+    from scaledyolo.cli.parsing import parse
 
-    parsed = tyro.cli(command, prog=f"scaledyolo {verb}", description=f"{summary[0].upper()}{summary[1:]}.", args=rest)
-    return int(parsed.run() or 0)
+    code = int(parse(command, verb, f"{summary[0].upper()}{summary[1:]}.", rest).run() or 0)
+    sys.stdout.flush()  # here a full disk or a closed pipe can still be told
+    return code
 
 
 def overview() -> str:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +13,7 @@ import tyro
 
 from scaledyolo.cli.options import sides
 from scaledyolo.cli.progress import progress_bar
-from scaledyolo.errors import UsageError
+from scaledyolo.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.detector import Detector
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
 SHOWN_FAILURES = 20
+SMALLEST_TILE = 32  # pixels; below, an image falls into more tiles than it has objects
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ class Detect:
             raise UsageError("nothing to look at; give an image, folder, video, address or -")
         if len(self.model) > 2:
             raise UsageError(f"--model takes one model, or cfg and weights, got {len(self.model)} values")
+        if self.batch < 1:
+            raise UsageError(f"--batch takes the number of images at once, at least 1, got {self.batch}")
+        if self.tile and self.tile < SMALLEST_TILE:
+            raise UsageError(f"--tile takes the side of a tile in pixels, at least {SMALLEST_TILE}, got {self.tile}")
         sources = [self._open(source) for source in self.source]
         detector = Detector(
             self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1]),
@@ -105,7 +109,8 @@ class Detect:
             try:
                 self._work(sources, detector, writer)
             finally:
-                report(writer, detector, time.perf_counter() - started)
+                if writer.summary.num_frames or writer.summary.failures:
+                    report(writer, detector, time.perf_counter() - started)
         return EXIT_INCOMPLETE if writer.summary.failures else 0
 
     def _open(self, source: str) -> Any:
@@ -121,36 +126,57 @@ class Detect:
         with progress_bar(total) as advance:
             for source in sources:
                 with source, Prefetch(source, depth=max(4, 2 * self.batch)) as frames:
-                    for group in grouped(iter(frames), self.batch):
-                        readable = [frame for frame in group if frame.image is not None]
-                        found = iter(detect([frame.image for frame in readable if frame.image is not None]))
-                        for frame in group:
-                            writer.write(frame, None if frame.image is None else next(found))
-                        advance(len(group))
+                    try:
+                        for group in grouped(iter(frames), self.batch):
+                            found = iter(detect([frame.image for frame in group if frame.image is not None]))
+                            for frame in group:
+                                writer.write(frame, None if frame.image is None else next(found))
+                            advance(len(group))
+                    except SourceError as error:
+                        if len(sources) == 1:
+                            raise
+                        writer.summary.failures.append(error)  # one of several: the others go on
 
 
 def grouped(frames: Iterator[Frame], count: int) -> Iterator[list[Frame]]:
-    """Frames in runs of ``count``, the last one shorter."""
-    return iter(lambda: list(islice(frames, count)), [])
+    """Frames in runs of ``count``, the last one shorter; what a source gave before it failed is not lost."""
+    group: list[Frame] = []
+    try:
+        for frame in frames:
+            group.append(frame)
+            if len(group) == count:
+                yield group
+                group = []
+    except SourceError:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group
 
 
 def tiled(detector: Detector, side: int) -> Callable[[Sequence[Any]], list[Any]]:
-    """Detection in overlapping tiles of ``side`` pixels, merged by the detector's suppression threshold.
-
-    Raises:
-        UsageError: a tile is smaller than 32 pixels.
-    """
+    """Detection in overlapping tiles of ``side`` pixels; what two tiles found is suppressed as the detector does."""
     import supervision as sv
 
-    if side < 32:
-        raise UsageError(f"--tile takes the side of a tile in pixels, at least 32, got {side}")
+    from scaledyolo.postprocess import Candidates, suppress
+
     slicer = sv.InferenceSlicer(
         callback=lambda image: detector.detect_batch([image])[0],
         slice_wh=(side, side),
         overlap_wh=(side // 5, side // 5),
-        iou_threshold=detector.nms.iou,
+        overlap_filter=sv.OverlapFilter.NONE,
     )
-    return lambda images: [slicer(image) for image in images]
+
+    def detect(image: Any) -> Any:
+        merged = slicer(image)
+        if not len(merged):
+            return merged
+        return detector.as_detections(
+            suppress(Candidates(merged.xyxy, merged.confidence, merged.class_id), detector.nms)
+        )
+
+    return lambda images: [detect(image) for image in images]
 
 
 def report(writer: RunWriter, detector: Detector, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -11,7 +12,7 @@ import tyro
 class Download:
     """Fetch official weights from their release page, verify them and keep them in the cache."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the weights, such as yolov4-tiny."""
 
     def run(self) -> int:

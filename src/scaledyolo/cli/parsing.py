@@ -1,0 +1,62 @@
+"""From the words behind a verb to its dataclass; what is wrong with them becomes one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from scaledyolo.errors import UsageError, nearest
+
+_FRAME = re.compile("^[│╭╰] ?|[│╮╯]$")  # what tyro draws around its messages
+_RULE = "───"
+_HELP_INDENT = 8
+_QUOTED = re.compile("'([^']*)'")
+
+
+def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str]) -> Any:
+    """An instance of ``command``, a dataclass whose fields are the options of the verb.
+
+    Raises:
+        UsageError: an option or value does not exist or is missing; names the nearest option.
+        SystemExit: the help was asked for and has been printed.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(command, prog=f"scaledyolo {verb}", description=summary, args=list(arguments))
+    except SystemExit as end:
+        if not end.code:
+            raise
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(command)]
+        raise UsageError(f"{one_sentence(complaint.getvalue(), flags)} See `scaledyolo {verb} --help`.") from None
+
+
+def one_sentence(box: str, flags: Sequence[str]) -> str:
+    """What tyro says in a box of several lines, on one; what is unknown with the nearest of ``flags`` or choices."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        if _RULE in line:
+            parts.append([])
+        else:
+            parts[-1].append(_FRAME.sub("", line).rstrip())
+    texts = [part for part in parts if part]
+    unknown = next((part for part in texts if "Unrecognized" in part[0]), None)
+    if unknown is not None:
+        words = " ".join(unknown).split(":", 1)[-1].replace(",", " ").split()
+        option = next((word for word in words if word.startswith("-")), None)
+        if option is None:
+            return f"{words[0]!r} is one value too many."
+        return f"there is no option {option!r}.{nearest(option, flags)}"
+    if not texts:
+        return "the arguments cannot be understood."
+    # Below an option, further in, stands its help.
+    told = " ".join(line.strip() for line in texts[0] if not line.startswith(" " * _HELP_INDENT)).rstrip(".")
+    wrong, _, choices = told.partition("Expected one of")
+    words = _QUOTED.findall(wrong)
+    return f"{told}.{nearest(words[0], _QUOTED.findall(choices)) if choices and words else ''}"
