@@ -31,7 +31,7 @@ def store_half(model: ModelProto) -> ModelProto:
             continue
         values = onnx.numpy_helper.to_array(tensor)
         largest = float(np.abs(values).max())
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             raise ConversionError(f"{tensor.name}: holds {largest:g}, which float16 cannot; store it as float32")
         name = tensor.name
         tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.float16"))

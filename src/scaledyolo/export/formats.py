@@ -123,12 +123,13 @@ def _write_openvino(job: Job, path: Path) -> None:
     model = openvino.Core().read_model(onnx_model(job, with_metadata=False).SerializeToString())
     path.mkdir()
     half = job.facts.storage == "float16"
-    openvino.save_model(model, str(path / f"{_file_stem(job)}.xml"), compress_to_fp16=half)
+    openvino.save_model(model, str(path / f"{file_stem(job.facts.name)}.xml"), compress_to_fp16=half)
     _write_json(path / METADATA_FILE, job.facts.to_metadata())
 
 
-def _file_stem(job: Job) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in job.facts.name) or "model"
+def file_stem(name: str) -> str:
+    """A file name for a network, whatever its own name holds."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
 
 
 def _mark_openvino(path: Path, facts: ModelFacts) -> None:
@@ -247,7 +248,7 @@ def artefact_path(model_name: str, destination: str | os.PathLike[str] | None, f
         UsageError: the destination has the suffix of another format.
     """
     suffix = find_format(format_name).suffix
-    stem = Path(model_name).stem if Path(model_name).suffix else Path(model_name).name
+    stem = file_stem(model_name)
     if destination is None:
         return Path(f"{stem}{suffix}")
     path = Path(destination)

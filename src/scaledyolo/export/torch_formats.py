@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import warnings
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def write_torchscript(graph: Graph, weights: Weights, facts: ModelFacts, path: P
     with _torchscript_still_works(), torch.no_grad():
         trace: Any = torch.jit.trace
         traced = torch.jit.freeze(trace(_folded(graph, weights), example, check_trace=False))
-        torch.jit.save(traced, str(path), _extra_files={METADATA_ENTRY: json.dumps(facts.to_metadata())})
+        _save_torchscript(traced, facts, path)
 
 
 def write_torch_export(graph: Graph, weights: Weights, facts: ModelFacts, path: Path) -> None:
@@ -64,7 +65,22 @@ def write_torch_export(graph: Graph, weights: Weights, facts: ModelFacts, path: 
         free[2] = stride * torch.export.Dim("rows", min=1, max=_MOST // stride)
         free[3] = stride * torch.export.Dim("columns", min=1, max=_MOST // stride)
     program = torch.export.export(_folded(graph, weights), (example,), dynamic_shapes=(free,) if free else None)
-    torch.export.save(program, path, extra_files={METADATA_ENTRY: json.dumps(facts.to_metadata())})
+    _save_program(program, facts, path)
+
+
+# Both savers write to memory first: on a disk that refuses, torch's own file writer ends the whole process.
+
+
+def _save_torchscript(script: Any, facts: ModelFacts, path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.jit.save(script, buffer, _extra_files={METADATA_ENTRY: json.dumps(facts.to_metadata())})
+    path.write_bytes(buffer.getbuffer())
+
+
+def _save_program(program: Any, facts: ModelFacts, path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA_ENTRY: json.dumps(facts.to_metadata())})
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_torch_facts(path: Path) -> ModelFacts:
@@ -78,13 +94,12 @@ def read_torch_facts(path: Path) -> ModelFacts:
 
 def mark_torch(path: Path, facts: ModelFacts) -> None:
     """Write other facts into an artefact, in place."""
-    extra = {METADATA_ENTRY: json.dumps(facts.to_metadata())}
     loaded = _load(path)[0]
     if path.suffix == ".pt2":
-        torch.export.save(loaded, path, extra_files=extra)
+        _save_program(loaded, facts, path)
         return
     with _torchscript_still_works():
-        torch.jit.save(loaded, str(path), _extra_files=extra)
+        _save_torchscript(loaded, facts, path)
 
 
 class TorchArtefact:

@@ -1,0 +1,131 @@
+"""`scaledyolo export`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from scaledyolo.cli.options import sides
+from scaledyolo.errors import UsageError
+
+if TYPE_CHECKING:
+    from scaledyolo.data.dataset import Dataset
+    from scaledyolo.export import ExportReport
+
+EXIT_UNVERIFIED = 2
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model in the format of another runtime, and prove that it computes the same.
+
+    What differs from the network is marked UNVERIFIED, and the exit code is not zero.
+    """
+
+    model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
+    """Checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights."""
+    format: str = "onnx"
+    """onnx, openvino, torchscript, torch-export or darknet."""
+    out: Path | None = None
+    """File or folder to create, or a folder to put it in; by default the current one."""
+    size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
+    """Network input in pixels; by default the model's own."""
+    dynamic: bool = False
+    """Leave height and width free: any multiple of the largest stride."""
+    batch: int = 0
+    """Images at a time; 0: any number."""
+    half: bool = False
+    """Store weights as float16, half the size; they are computed with as the runtime likes."""
+    nms: bool = False
+    """Make decoding and suppression part of the graph: fixed rows (x1, y1, x2, y2, score, class) and a count."""
+    conf: float = 0.25
+    """With --nms: lowest score."""
+    iou: float = 0.45
+    """With --nms: overlap above which the weaker of two boxes is dropped."""
+    agnostic: bool = False
+    """With --nms: boxes of different classes suppress each other too."""
+    max_det: int = 300
+    """With --nms: rows for each image."""
+    verify: bool = True
+    """Compare the result with the network; without, it is marked as pending."""
+    images: tuple[Path, ...] = ()
+    """Photographs to compare on; by default built-in ones."""
+    data: Path | None = None
+    """Data set on which average precision is compared as well."""
+    split: str = "val"
+    """Split of it."""
+    names: Path | None = None
+    """File with one class name a line, for Darknet models."""
+    download: bool = False
+    """Fetch official weights that are not in the cache yet."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> int:
+        from scaledyolo.artefact import EmbeddedNms
+        from scaledyolo.export import export
+        from scaledyolo.export.formats import find_format
+        from scaledyolo.model import load_model
+
+        find_format(self.format)  # before anything is read
+        if (self.images or self.data) and not self.verify:
+            raise UsageError("--images and --data are for comparing; leave out --no-verify")
+        nms = EmbeddedNms(self.conf, self.iou, self.max_det, self.agnostic) if self.nms else None
+        report = export(
+            load_model(model_source(self.model), names=self.names, download=self.download),
+            self.out,
+            format=self.format,
+            size=sides(self.size),
+            dynamic=self.dynamic,
+            batch=self.batch or None,
+            nms=nms,
+            half=self.half,
+            verified=self.verify,
+            images=self.images,
+            data=open_data(self.data, self.split),
+        )
+        print(json.dumps(as_dict(report), indent=1) if self.json else text(report))
+        return EXIT_UNVERIFIED if report.facts.verification == "UNVERIFIED" else 0
+
+
+def model_source(model: tuple[str, ...]) -> str | tuple[str, str]:
+    """What `load_model` takes, from one value or two.
+
+    Raises:
+        UsageError: another number of values.
+    """
+    if len(model) not in (1, 2):
+        raise UsageError(f"name one model, or cfg and weights, got {len(model)} values")
+    return model[0] if len(model) == 1 else (model[0], model[1])
+
+
+def open_data(data: Path | None, split: str) -> Dataset | None:
+    """The data set of `--data`."""
+    if data is None:
+        return None
+    from scaledyolo.data.formats import open_dataset
+
+    return open_dataset(data, split=split)
+
+
+def as_dict(report: ExportReport) -> dict[str, object]:
+    """The report as plain values."""
+    checked = report.verification
+    return {
+        "path": str(report.path),
+        "bytes": report.num_bytes,
+        "verification": report.facts.verification,
+        "report": None if checked is None else checked.to_dict(),
+    }
+
+
+def text(report: ExportReport) -> str:
+    """The report for people."""
+    size = f"{report.path}: {report.num_bytes / 2**20:,.1f} MiB"
+    if report.verification is None:
+        return f"{size}, not compared with the network; do it with `scaledyolo verify {report.path} --against MODEL`"
+    return f"{size}\n{report.verification.summary()}"
