@@ -4,35 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from scaledyolo.errors import MissingPackageError, UsageError
+from scaledyolo.errors import DataError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
     from scaledyolo.checkpoint import Checkpoint
-    from scaledyolo.data.dataset import Dataset
+    from scaledyolo.train.manifest import Run
     from scaledyolo.train.recipe import Recipe
+    from scaledyolo.train.settings import Settings
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a network of the family on a data set in COCO, YOLO or VOC format."""
+    """Train a network of the family on a data set in COCO, YOLO or VOC format; or take up a run again."""
 
-    data: Path
-    """Folder or file of the data set; its format is recognised by looking."""
+    data: Path | None = None
+    """Folder or file of the data set; its format is recognised by looking. With --resume: where it lies now."""
     model: str = "yolov4-tiny"
     """Zoo name or spec file; the number of classes follows the data."""
     recipe: str = "custom"
-    """Name of a recipe (tiny, csp, large, large-finetune, custom) or a YAML file."""
+    """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
     set: tuple[str, ...] = ()
     """Values of the recipe to change, such as schedule.epochs=40."""
     weights: Path | None = None
     """Checkpoint to start from, layer by layer where it fits; by default from scratch."""
     epochs: int | None = None
-    """Short for --set schedule.epochs=N."""
+    """Short for --set schedule.epochs=N; stages before get their share."""
     batch: int | None = None
     """Short for --set batch=N."""
+    memory: str | None = None
+    """Make the batch as small as needed for this memory of each process, such as 8G, and accumulate more of them."""
     size: int | None = None
     """Side of the network input in pixels; by default the model's own."""
     split: str = "train"
@@ -42,7 +45,7 @@ class Train:
     out: Path = Path("runs")
     """Folder of all runs; each makes a new folder below."""
     resume: Path | None = None
-    """Folder of a run to go on with, as it was begun."""
+    """Folder of a run to go on with, as it was begun; no other option is needed."""
     seed: int = 0
     """Of everything random."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -51,43 +54,96 @@ class Train:
     """Processes on this machine, a GPU each."""
     nodes: int = 1
     """Machines; start the same command on each under torchrun."""
-    precision: Literal["32", "bf16", "16"] = "bf16"
-    """Of forward and backward; weights and loss are always float32."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Of forward and backward; weights and loss are always float32. Auto: bf16 where the hardware has it, else 32."""
     workers: int = 1
     """Threads that prepare images."""
     cache: Literal["none", "ram", "disk"] = "ram"
     """Where decoded images are remembered."""
     evaluate_every: int = 1
     """Epochs between evaluations; the last is always evaluated."""
+    save_every: float = 300.0
+    """Seconds between saves within an epoch; every epoch is saved anyway."""
     patience: int = 0
     """Stop after so many epochs without a better one; 0: never."""
     on_nonfinite: Literal["stop", "rollback"] = "stop"
     """What to do when the loss is no number."""
     freeze: int = 0
     """Stages of the backbone that are not trained."""
+    freeze_norm: bool = False
+    """Keep the running statistics of normalisations as they are."""
     compile: bool = False
     """Compile the network with torch.compile."""
     log: tuple[str, ...] = ()
     """Services to log to besides TensorBoard and CSV: wandb, mlflow."""
     bad: Literal["fail", "skip", "fix"] = "fix"
     """What to do with broken labels and images."""
+    timeout: float = 1800.0
+    """Seconds that a process waits for the others before it gives up."""
 
     def run(self) -> int:
         try:
             from scaledyolo.train.loop import fit
-            from scaledyolo.train.training import Settings, prepare
+            from scaledyolo.train.prepare import prepare
+            from scaledyolo.train.processes import Processes, launch
         except ModuleNotFoundError as error:
             raise MissingPackageError(
                 f"training needs {error.name}; install it with: pip install 'scaledyolo[train]'"
             ) from None
         from scaledyolo.outputs.files import create_run_folder
 
-        recipe = self._recipe()
-        train_data, val_data = self._data()
-        spec, start = self._model(recipe, train_data)
-        folder = self.resume or create_run_folder(self.out, "train")
-        settings = Settings(
-            folder=folder,
+        run, start = (self._saved_run(self.resume), None) if self.resume is not None else self._new_run()
+        assert run.data is not None
+        train_data, val_data = run.data.open()
+        run = replace(run, spec=run.spec.with_classes(train_data.num_classes)) if self.resume is None else run
+        fabric = launch(run.settings)
+        folder = self.resume
+        if folder is None:
+            # Every process runs through here, but they share one folder.
+            mine = create_run_folder(self.out, "train") if fabric.is_global_zero else None
+            folder = Processes.of(fabric, run.settings.timeout).share_path(mine)
+        training = prepare(fabric, folder, run, train_data, val_data, start=start, resume=self.resume is not None)
+        fit(training)
+        if fabric.is_global_zero:
+            best = training.progress.best_epoch
+            print(f"{folder}: last.safetensors and best.safetensors are ready, best AP in epoch {best}")
+        return 0
+
+    def _saved_run(self, folder: Path) -> Run:
+        from scaledyolo.train.manifest import read_run
+
+        run = read_run(folder)
+        if run.data is None:
+            raise UsageError(f"{folder}: began in Python, with data unknown to the command line; resume it in Python")
+        path = run.data.path if self.data is None else str(self.data)
+        if self.data is None and not Path(path).exists():
+            raise DataError(f"{folder}: its data {path} is not there any more; say with --data where it lies now")
+        return replace(run, data=replace(run.data, path=path))
+
+    def _new_run(self) -> tuple[Run, Checkpoint | None]:
+        """The run that the options describe; its class count is still that of the spec."""
+        from scaledyolo.checkpoint import load_checkpoint
+        from scaledyolo.train.manifest import Run
+        from scaledyolo.train.settings import DataSource
+
+        if self.data is None:
+            raise UsageError("nothing to learn from; give --data, or --resume with the folder of a run")
+        recipe, changes = self._recipe()
+        start = load_checkpoint(self.weights) if self.weights else None
+        spec = self._spec(recipe, start)
+        settings = self._settings()
+        # Weights that are given stand for the stages before.
+        stages = recipe.stages(*changes) if start is None else (recipe,)
+        if self.memory is not None:
+            stages = self._fit_memory(self.memory, stages, spec, settings)
+        # The whole path, so that a resume finds it from anywhere.
+        source = DataSource(str(self.data.expanduser().absolute()), self.split, self.val_split, self.bad)
+        return Run(spec=spec, recipes=stages, settings=settings, data=source), start
+
+    def _settings(self) -> Settings:
+        from scaledyolo.train.settings import Settings
+
+        return Settings(
             seed=self.seed,
             device=self.device,
             devices=self.devices,
@@ -97,43 +153,51 @@ class Train:
             cache=self.cache,
             evaluate_every=self.evaluate_every,
             patience=self.patience,
+            save_every=self.save_every,
             on_nonfinite=self.on_nonfinite,
             freeze=self.freeze,
+            freeze_norm=self.freeze_norm,
             compile=self.compile,
             services=self.log,
+            timeout=self.timeout,
         )
-        training = prepare(spec, recipe, settings, train_data, val_data, start=start, resume=self.resume is not None)
-        fit(training)
-        if training.fabric.is_global_zero:
-            best = f", best AP in epoch {training.progress.best_epoch}" if val_data is not None else ""
-            print(f"{folder}: last.safetensors and best.safetensors are ready{best}")
-        return 0
 
-    def _recipe(self) -> Recipe:
+    def _recipe(self) -> tuple[Recipe, list[str]]:
+        """The recipe, and what was changed in it."""
         from scaledyolo.train.recipe import recipe_named
 
-        changes = list(self.set)
-        changes += [f"schedule.epochs={self.epochs}"] if self.epochs is not None else []
+        recipe = recipe_named(self.recipe)
+        changes: list[str] = []
+        if self.epochs is not None:
+            begin = self.epochs * recipe.schedule.first_epoch // recipe.schedule.epochs
+            changes += [f"schedule.first_epoch={begin}", f"schedule.epochs={self.epochs}"]
+            # The recipe is checked after each: where it grows, its end moves first.
+            changes = changes[::-1] if self.epochs > recipe.schedule.epochs else changes
         changes += [f"batch={self.batch}"] if self.batch is not None else []
-        return recipe_named(self.recipe).replace(*changes)
+        changes += self.set
+        return recipe.replace(*changes), changes
 
-    def _data(self) -> tuple[Dataset, Dataset | None]:
-        from scaledyolo.data.formats import open_dataset
-
-        train = open_dataset(self.data, self.split, bad=self.bad)
-        val = open_dataset(self.data, self.val_split, bad=self.bad, names=train.names)
-        return train, val
-
-    def _model(self, recipe: Recipe, data: Dataset) -> tuple[ModelSpec, Checkpoint | None]:
-        from scaledyolo.checkpoint import load_checkpoint
+    def _spec(self, recipe: Recipe, start: Checkpoint | None) -> ModelSpec:
         from scaledyolo.model import load_spec
 
-        start = load_checkpoint(self.weights) if self.weights else None
         spec = start.spec if start is not None and self.model == type(self).model else load_spec(self.model)
         if spec is None:
             raise UsageError(f"{self.weights}: its network is no spec of the family; name one with --model")
-        spec = spec.with_classes(data.num_classes).with_size(self.size or recipe.size or spec.size)
+        spec = spec.with_size(self.size or recipe.size or spec.size)
         if recipe.assignment.rule == "scaled":
             # The neighbour cells of this assignment lie outside what the exponential decoding can say.
             spec = replace(spec, decoding="sigmoid-squared", scale_xy=())
-        return replace(spec, resize="letterbox"), start
+        return replace(spec, resize="letterbox")
+
+    def _fit_memory(self, memory: str, stages: tuple[Recipe, ...], spec: ModelSpec, settings: Settings) -> Any:
+        from scaledyolo.arch.lower import lower
+        from scaledyolo.arch.memory import parse_bytes
+        from scaledyolo.train.machine import device_type, resolve_precision
+        from scaledyolo.train.microbatch import fit_memory
+
+        precision = resolve_precision(settings.precision, device_type(settings.device))
+        bits: Literal["16", "32"] = "32" if precision == "32" else "16"
+        graph = lower(spec)
+        return tuple(
+            fit_memory(recipe, graph, parse_bytes(memory), bits, processes=settings.world_size) for recipe in stages
+        )

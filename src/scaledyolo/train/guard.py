@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -16,32 +19,54 @@ class NonFiniteError(ScaledYoloError):
 
 
 class Guard:
-    """Explains a loss that is not finite; ``folder`` receives the batch."""
+    """Explains what is not finite.
 
-    def __init__(self, network: nn.Module, folder: Path) -> None:
-        self._network, self._folder = network, folder
+    Args:
+        network: the bare network.
+        folder: of the run; receives the batch.
+        rank: of this process; each keeps its own batch.
+        autocast: gives the context in which the network runs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        folder: Path,
+        rank: int = 0,
+        autocast: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> None:
+        self._network, self._autocast = network, autocast
+        self._path = folder / (f"nonfinite-batch-{rank}.safetensors" if rank else "nonfinite-batch.safetensors")
 
     def explain(self, loss: Tensor, images: Tensor, targets: Tensor) -> NonFiniteError:
-        """The error to raise for this batch, images (batch, 3, height, width) and targets (n, 6); keeps the batch."""
-        path = self._folder / "nonfinite-batch.safetensors"
-        self._keep(path, images, targets)
+        """The error to raise for the loss of this batch, images (batch, 3, height, width) and targets (n, 6)."""
+        if bool(torch.isfinite(loss)):
+            return NonFiniteError("the loss of another process is not finite; its message says where it began")
+        return self._error(f"the loss is {float(loss)}", self._first_bad_tensor(images), images, targets)
+
+    def explain_gradient(self, images: Tensor, targets: Tensor) -> NonFiniteError:
+        """The error to raise where the loss of the last batch was finite and the gradient is not."""
+        names = (name for name, value in self._network.named_parameters() if not _finite(value.grad))
+        bad = next(names, "their sum")
+        return self._error("the gradient is not finite", f"the gradient of {bad!r}", images, targets)
+
+    def _error(self, what: str, began: str, images: Tensor, targets: Tensor) -> NonFiniteError:
+        from safetensors.torch import save_file
+
+        with atomic_file(self._path) as temporary:
+            kept = {"images": images.float(), "targets": targets}
+            save_file({name: value.detach().cpu().contiguous() for name, value in kept.items()}, temporary)
         return NonFiniteError(
-            f"the loss is {float(loss)}; it began in {self._first_bad_tensor(images)}; the batch is kept in {path}; "
+            f"{what}; it began in {began}; the batch is kept in {self._path}; "
             "lower the learning rate, train in float32 (--precision 32), or look at the data (`scaledyolo doctor`)"
         )
 
-    def _keep(self, path: Path, images: Tensor, targets: Tensor) -> None:
-        from safetensors.torch import save_file
-
-        with atomic_file(path) as temporary:
-            save_file({"images": images.float().cpu().contiguous(), "targets": targets.cpu().contiguous()}, temporary)
-
     def _first_bad_tensor(self, images: Tensor) -> str:
         """The first of input, weights and outputs, in the order of the network, that is not finite."""
-        if not bool(torch.isfinite(images).all()):
+        if not _finite(images):
             return "the images"
         for name, value in self._network.state_dict().items():
-            if not bool(torch.isfinite(value).all()):
+            if not _finite(value):
                 return f"the weights {name!r}"
         bad: list[str] = []
         hooks = [
@@ -50,7 +75,7 @@ class Guard:
             if not list(module.children()) or hasattr(module, "weight")
         ]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._autocast():
                 self._network(images)
         finally:
             for hook in hooks:
@@ -58,9 +83,13 @@ class Guard:
         return f"the output of {bad[0]!r}" if bad else "the loss itself"
 
 
-def _watch(name: str, bad: list[str]):  # type: ignore[no-untyped-def]
+def _finite(value: Tensor | None) -> bool:
+    return value is None or bool(torch.isfinite(value).all())
+
+
+def _watch(name: str, bad: list[str]) -> Callable[[nn.Module, object, object], None]:
     def look(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and not bad and not bool(torch.isfinite(output).all()):
+        if isinstance(output, Tensor) and not bad and not _finite(output):
             bad.append(name)
 
     return look

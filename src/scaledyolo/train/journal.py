@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scaledyolo.errors import CheckpointError, MissingPackageError, UsageError, nearest
+from scaledyolo.checkpoint import atomic_file
+from scaledyolo.errors import MissingPackageError, UsageError, nearest
 
 STEPS_PER_SCALAR = 20  # training scalars are logged every so many batches
 
@@ -110,11 +110,11 @@ class Journal:
             logger.log_metrics({f"epoch/{name}": value for name, value in scalars.items()}, step=epoch)
             logger.save()
         line = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-        self.console.print(f"epoch {epoch + 1}/{self.total_epochs}  {line}", highlight=False)
+        self.console.print(f"epoch {epoch + 1}/{self.total_epochs}  {line}", highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def close_bar(self) -> None:
         """Take the progress bar away."""
@@ -130,25 +130,7 @@ class Journal:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
         rows.append({"epoch": str(epoch + 1), **{name: f"{value:.6g}" for name, value in scalars.items()}})
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        from scaledyolo.checkpoint import atomic_file
-
         with atomic_file(self.epochs_csv) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-
-
-def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
-    """What was run, on what and with what, as JSON for people and programs.
-
-    Raises:
-        CheckpointError: a fact is no plain value.
-    """
-    from scaledyolo.checkpoint import atomic_file
-
-    try:
-        text = json.dumps(facts, indent=2, ensure_ascii=False)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    with atomic_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")

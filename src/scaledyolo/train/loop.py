@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor
 
 from scaledyolo.train.guard import NonFiniteError
 from scaledyolo.train.loss import LossParts, detection_loss, loss_gains
+from scaledyolo.train.machine import peak_memory
 from scaledyolo.train.optim import apply_settings, step_settings
+from scaledyolo.train.progress import EpochTotals
 
 if TYPE_CHECKING:
     from scaledyolo.data.loader import Batch
@@ -30,64 +31,31 @@ def fitness(metrics: CocoMetrics) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-@dataclass
-class EpochTotals:
-    """Sums over the batches of one epoch."""
-
-    batches: int = 0
-    images: int = 0
-    box: float = 0.0
-    objectness: float = 0.0
-    class_: float = 0.0
-    gradient_norm: float = 0.0
-    steps: int = 0
-    waiting: float = 0.0  # seconds the loop stood still for data
-    computing: float = 0.0  # seconds of forward, loss, backward and optimiser
-
-    def add(self, parts: LossParts, images: int) -> None:
-        """Count one batch."""
-        self.batches += 1
-        self.images += images
-        self.box += float(parts.box)
-        self.objectness += float(parts.objectness)
-        self.class_ += float(parts.class_)
-
-    def scalars(self) -> dict[str, float]:
-        """Means by name."""
-        count = max(self.batches, 1)
-        return {
-            "box": self.box / count,
-            "objectness": self.objectness / count,
-            "class": self.class_ / count,
-            "gradient_norm": self.gradient_norm / max(self.steps, 1),
-            "images_per_s": self.images / max(self.computing + self.waiting, 1e-9),
-            "waiting": self.waiting / max(self.computing + self.waiting, 1e-9),
-        }
-
-
 def fit(t: Training) -> Mapping[str, float]:
-    """Train from where ``t.progress`` stands to the last epoch; returns the scalars of the last evaluation.
+    """Train from where ``t.progress`` stands to the last epoch; returns the scalars of the last one.
 
     Raises:
         NonFiniteError: the loss is no number any more and the run is told to stop then.
+        ProcessError: another process of the training did not come.
     """
     last: Mapping[str, float] = {}
-    while t.progress.epoch < t.recipe.schedule.epochs:
+    while t.progress.epoch < t.recipes[-1].schedule.epochs:
         started = time.perf_counter()
-        totals = train_epoch(t)
-        t.progress.epoch += 1
-        t.progress.batch = 0
+        t.processes.meet(f"the beginning of epoch {t.progress.epoch + 1}")
+        train_epoch(t)
+        totals = t.progress.finish_epoch()
         t.progress.seconds += time.perf_counter() - started
         last = finish_epoch(t, totals)
         if t.is_stale():
             t.journal.say(f"no better for {t.settings.patience} epochs; stopping early")
             break
+    t.journal.say(farewell(t))
     return last
 
 
-def train_epoch(t: Training) -> EpochTotals:
-    """All remaining batches of the current epoch."""
-    totals = EpochTotals()
+def train_epoch(t: Training) -> None:
+    """All remaining batches of the current epoch, counted in ``t.progress``."""
+    totals = t.progress.totals
     t.network.train()
     t.freeze()
     t.journal.start_epoch(t.progress.epoch, len(t.loader), t.progress.batch)
@@ -98,29 +66,29 @@ def train_epoch(t: Training) -> EpochTotals:
         clock = time.perf_counter()
         settings = step_settings(t.recipe, t.progress.step, len(t.loader))
         apply_settings(t.optimizer, settings)
-        pending += 1
         is_last = t.progress.batch + 1 == len(t.loader)
-        stepping = pending >= settings.accumulate or is_last
+        stepping = pending + 1 >= settings.accumulate or is_last
         try:
-            parts = forward_backward(t, batch, synchronise=stepping)
+            with t.processes.waiting(f"batch {t.progress.batch + 1} of epoch {t.progress.epoch + 1}"):
+                parts = forward_backward(t, batch, synchronise=stepping)
+                norm = optimiser_step(t, batch) if stepping else None
         except NonFiniteError as error:
             t.recover(error)
-            pending = 0
+            pending, clock = 0, time.perf_counter()
             continue
-        if stepping:
-            totals.gradient_norm += optimiser_step(t)
+        pending = 0 if stepping else pending + 1
+        if norm is not None:
+            totals.gradient_norm += norm
             totals.steps += 1
-            pending = 0
         t.progress.batch += 1
         t.progress.step += 1
-        totals.add(parts, len(batch.images))
+        totals.add(parts, len(batch.images) * t.processes.count)
         totals.computing += time.perf_counter() - clock
         t.journal.batch(t.progress.step, {**totals.scalars(), "lr": settings.learning_rate})
         if stepping and not is_last:
             t.save_if_due()
         clock = time.perf_counter()
     t.journal.close_bar()
-    return totals
 
 
 def forward_backward(t: Training, batch: Batch, *, synchronise: bool) -> LossParts:
@@ -130,27 +98,42 @@ def forward_backward(t: Training, batch: Batch, *, synchronise: bool) -> LossPar
         NonFiniteError: the loss is infinite or no number.
     """
     images, targets = t.to_device(batch)
+    heads = t.graph.detects
     with t.fabric.no_backward_sync(t.network, enabled=not synchronise):
         raw_maps = t.network(images)
-        parts = detection_loss(raw_maps, targets, t.graph.detects, t.graph.strides, t.recipe.loss, t.recipe.assignment)
-        parts = parts.weighted(loss_gains(t.recipe.loss, len(t.graph.detects), t.graph.num_classes))
+        parts = detection_loss(
+            raw_maps,
+            targets,
+            heads,
+            t.graph.strides,
+            t.recipe.loss,
+            t.recipe.assignment,
+            mean_count=t.processes.mean if t.processes.count > 1 else None,
+        )
+        parts = parts.weighted(loss_gains(t.recipe.loss, len(heads), t.graph.num_classes))
         # The mean of the processes' gradients is taken, so each stands for as many images as there are in all.
-        loss = parts.total(images=len(images) * t.fabric.world_size)
-        if not bool(torch.isfinite(loss)):
+        loss = parts.total(images=len(images) * t.processes.count)
+        if not t.processes.all_agree(bool(torch.isfinite(loss)), loss.device):
             raise t.guard.explain(loss, images, targets)
         t.fabric.backward(loss)
     return parts.detached()
 
 
-def optimiser_step(t: Training) -> float:
-    """Update the weights and their moving average; returns the norm of the gradient."""
-    norm = gradient_norm(list(t.network.parameters()))
+def optimiser_step(t: Training, batch: Batch) -> float:
+    """Update the weights and their moving average; returns the norm of the gradient.
+
+    Raises:
+        NonFiniteError: the gradient is infinite or no number, and no scaler is there to deal with it.
+    """
+    scale = t.gradient_scale()
+    norm = gradient_norm(list(t.bare.parameters())) / scale
     if not math.isfinite(norm) and not t.scales_gradients:
-        t.optimizer.zero_grad(set_to_none=True)
-        return 0.0
+        raise t.guard.explain_gradient(*t.to_device(batch))
     t.optimizer.step()
     t.optimizer.zero_grad(set_to_none=True)
-    t.ema.update_parameters(t.network.module)
+    # A scaler lowers its scale exactly when it left the step out.
+    if t.gradient_scale() >= scale:
+        t.ema.update_parameters(t.bare)
     return norm if math.isfinite(norm) else 0.0
 
 
@@ -165,11 +148,14 @@ def gradient_norm(parameters: list[Tensor]) -> float:
 def finish_epoch(t: Training, totals: EpochTotals) -> Mapping[str, float]:
     """Evaluate where it is due, keep what is best, save; returns the scalars of the epoch."""
     started = time.perf_counter()
+    totals.box, totals.objectness, totals.class_ = t.processes.mean(totals.losses().to(t.loss_device)).tolist()
     scalars = totals.scalars()
     improved = False
     if t.evaluation_is_due():
-        metrics = t.evaluate()
+        with t.processes.waiting(f"the evaluation of epoch {t.progress.epoch}"):
+            metrics = t.evaluate()
         scalars |= {"ap": metrics.ap, "ap50": metrics.ap50}
+        t.progress.class_ap = tuple(metrics.class_ap.tolist())
         improved = fitness(metrics) > t.progress.best_fitness
         if improved:
             t.progress.best_fitness, t.progress.best_epoch = fitness(metrics), t.progress.epoch
@@ -178,3 +164,12 @@ def finish_epoch(t: Training, totals: EpochTotals) -> Mapping[str, float]:
     t.journal.end_epoch(t.progress.epoch - 1, scalars)
     t.save(improved=improved)
     return scalars
+
+
+def farewell(t: Training) -> str:
+    """The last line of a run: how long it took, what it took, how much of the time it stood still for data."""
+    minutes, waited = t.progress.seconds / 60, 100 * t.progress.waiting_share
+    line = f"{t.progress.epoch} epochs in {minutes:.1f} min; peak memory {peak_memory() / 2**30:.2f} GiB"
+    if t.fabric.device.type == "cuda":
+        line += f", on the GPU {torch.cuda.max_memory_allocated(t.fabric.device) / 2**30:.2f} GiB"
+    return f"{line}; {waited:.1f} % of the training time was spent waiting for data"

@@ -5,11 +5,13 @@
     parts.weighted(gains).total(images=len(batch)).backward()
 
 Everything is computed in float32 whatever the dtype of the maps, and is finite, with finite gradients, for
-every finite
-input: no targets, one-pixel targets, logits of any size. With one class there is no class loss. The parts are
-    means, so
-that the total, times the images of the batch, is a sum over images: gradients of several batches are
-accumulated without division.
+every finite input: no targets, one-pixel targets, logits of any size. With one class there is no class loss. The
+parts are means, so that the total, times the images of the batch, is a sum over images: gradients of several
+batches are accumulated without division.
+
+Where several processes share a batch, each knows only its own matches, but the means are those of the whole batch:
+give ``detection_loss`` a ``mean_count`` that averages the numbers of matches over the processes. The mean over the
+processes of each part, and so of its gradient, is then that of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -48,6 +50,9 @@ LEVEL_BALANCE: Mapping[int, tuple[float, ...]] = MappingProxyType(
 # Largest width or height logit of the exponential decoding: boxes of 3000 anchors are never right, and exp
 # overflows.
 LARGEST_EXPONENT = 8.0
+
+# From the number of matches of each level here (levels,) float32 to its mean over all processes.
+MeanCount = Callable[[Tensor], Tensor]
 
 _BOX = slice(0, 4)  # of the outputs of a slot
 _OBJECTNESS = 4
@@ -121,6 +126,8 @@ def detection_loss(
     strides: Sequence[int],
     config: Loss,
     assignment: Assignment,
+    *,
+    mean_count: MeanCount | None = None,
 ) -> LossParts:
     """The loss of one batch, unweighted.
 
@@ -133,6 +140,8 @@ def detection_loss(
         strides: input pixels per cell of each head.
         config: options and balance of the levels.
         assignment: the rule by which slots answer for targets, and its thresholds.
+        mean_count: called once, where several processes each have an equally large part of the batch: from the
+            number of matches of each level, (levels,) float32 on the device of the maps, to its mean over them.
 
     Returns:
         The parts. Where several targets take one slot, its objectness target is the largest of their
@@ -152,18 +161,27 @@ def detection_loss(
     rank = {index: place for place, index in enumerate(sorted(range(len(levels)), key=lambda i: strides[i]))}
 
     all_matches = ASSIGNERS[assignment.rule](targets, levels, assignment)
+    counts = _counts(all_matches, targets.device, mean_count)
     parts = []
     for index, (raw, level, matches) in enumerate(zip(raw_maps, levels, all_matches, strict=True)):
         background = None
         if assignment.rule in RULES_THAT_IGNORE:
             background = ~ignore_mask(_all_boxes(raw, level), targets, assignment.ignore_threshold)
-        part = _level_loss(raw, level, matches, background, config)
+        part = _level_loss(raw, level, matches, counts[index], background, config)
         parts.append(part.weighted(LossGains(1.0, balance[rank[index]], 1.0)))
     return LossParts(
         box=torch.stack([part.box for part in parts]).sum(),
         objectness=torch.stack([part.objectness for part in parts]).sum(),
         class_=torch.stack([part.class_ for part in parts]).sum(),
     )
+
+
+def _counts(all_matches: Sequence[Matches], device: torch.device, mean_count: MeanCount | None) -> Sequence[float]:
+    """What the sums over the matches of each level are divided by."""
+    local = [float(len(matches)) for matches in all_matches]
+    if mean_count is None:
+        return local
+    return [float(count) for count in mean_count(torch.tensor(local, device=device)).tolist()]
 
 
 def _level(raw: Tensor, detect: Detect, stride: int) -> Level:
@@ -191,8 +209,14 @@ def _check_targets(targets: Tensor, batch: int, num_classes: int) -> None:
         raise DataError(f"a target belongs to image {wrong:g}, but the batch has images 0 to {batch - 1}")
 
 
-def _level_loss(raw: Tensor, level: Level, matches: Matches, background: Tensor | None, config: Loss) -> LossParts:
-    """The parts of one level; ``background`` (batch, anchors, height, width) says which free slots teach background."""
+def _level_loss(
+    raw: Tensor, level: Level, matches: Matches, count: float, background: Tensor | None, config: Loss
+) -> LossParts:
+    """The parts of one level.
+
+    ``count`` is what sums over the matches are divided by; ``background`` (batch, anchors, height, width) says which
+    free slots teach background.
+    """
     grid = _slots(raw, level)
     batch, num_anchors, _, height, width = grid.shape
     slot = ((matches.image * num_anchors + matches.anchor) * level.height + matches.row) * level.width + matches.column
@@ -205,12 +229,13 @@ def _level_loss(raw: Tensor, level: Level, matches: Matches, background: Tensor 
     wanted = torch.zeros_like(objectness)
     if len(matches):
         overlap = _overlap(outputs[:, _BOX], matches, level.detect, config)
-        box = (1 - overlap).mean()
+        box = (1 - overlap).sum() / count
         share = config.objectness_iou_share
         quality = (1 - share) + share * overlap.detach().clamp(min=0)
         wanted.view(-1).scatter_reduce_(0, slot, quality, "amax")  # a maximum does not depend on the order
         if level.detect.num_classes > 1:
-            class_ = _class_loss(outputs[:, _FIRST_CLASS:], matches.class_ids, config)
+            of_classes = _class_losses(outputs[:, _FIRST_CLASS:], matches.class_ids, config)
+            class_ = of_classes.sum() / (count * level.detect.num_classes)
 
     losses = _binary_losses(objectness, wanted, config.objectness_positive_weight, config)
     if background is not None:
@@ -289,11 +314,11 @@ def _all_boxes(raw: Tensor, level: Level) -> Tensor:
     return torch.cat(((decoded[..., :2] + cells) / grid, decoded[..., 2:] / grid), -1)
 
 
-def _class_loss(logits: Tensor, class_ids: Tensor, config: Loss) -> Tensor:
-    """Mean cross-entropy of independent classes: logits (n, classes), indices (n)."""
+def _class_losses(logits: Tensor, class_ids: Tensor, config: Loss) -> Tensor:
+    """Cross-entropy (n, classes) of independent classes: logits (n, classes), indices (n)."""
     wanted = torch.full_like(logits, config.label_smoothing / 2)
     wanted.scatter_(1, class_ids[:, None], 1 - config.label_smoothing / 2)
-    return _binary_losses(logits, wanted, config.class_positive_weight, config).mean()
+    return _binary_losses(logits, wanted, config.class_positive_weight, config)
 
 
 def _binary_losses(logits: Tensor, wanted: Tensor, positive_weight: float, config: Loss) -> Tensor:

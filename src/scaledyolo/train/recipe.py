@@ -143,6 +143,8 @@ class Recipe:
     batch: int = 64  # images of one forward pass over all devices; large: 64 on 4 GPUs
     size: int = 0  # side of the square input in pixels; 0: the size that the network was designed for
     multi_scale: float = 0.0  # each batch is resized by a factor in [1 - this, 1 + this]; csp, large offer 0.5, off
+    rectangular: bool = False  # batches of like aspect, each on its smallest canvas, without mosaics; csp, large: off
+    image_weights: bool = False  # images are drawn in proportion to what their classes still miss; csp, large: off
     continues: str = ""  # the recipe whose final checkpoint, optimiser state included, this stage starts from
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
@@ -171,6 +173,22 @@ class Recipe:
         """This recipe as YAML text, every value written out; :meth:`from_yaml` gives back an equal recipe."""
         return yaml.safe_dump(to_mapping(self), sort_keys=False)
 
+    def stages(self, *assignments: str) -> tuple[Recipe, ...]:
+        """The trainings that make up this one, in order: those that it continues first.
+
+        ``assignments`` are the changes that were made to this recipe; the stages before get them too, but for their
+        length, which follows from :attr:`Schedule.first_epoch`.
+
+        Raises:
+            UsageError: it continues an unknown recipe.
+        """
+        if not self.continues or not self.schedule.first_epoch:
+            return (self,)
+        shared = [text for text in assignments if text.partition("=")[0].strip() not in _OWN_KEYS]
+        before = recipe_named(self.continues).replace(*shared)
+        before = replace(before, schedule=replace(before.schedule, epochs=self.schedule.first_epoch))
+        return (*before.stages(*shared), self)
+
     @classmethod
     def from_yaml(cls, text: str, where: str = "recipe") -> Recipe:
         """Read what :meth:`to_yaml` wrote, or a part of it: keys that are missing keep their defaults.
@@ -188,6 +206,10 @@ class Recipe:
         except yaml.YAMLError as error:
             raise UsageError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
         return from_mapping(cls, document, where)
+
+
+# What --set changes in the stage that was named only.
+_OWN_KEYS = frozenset({"name", "continues", "schedule.epochs", "schedule.first_epoch"})
 
 
 def _check_range(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from scaledyolo.checkpoint import atomic_file
 from scaledyolo.errors import CheckpointError
+from scaledyolo.strict import from_mapping, to_mapping
+from scaledyolo.train.progress import Progress
 
 FORMAT = "scaledyolo-training/1"
-
-
-@dataclass
-class Progress:
-    """How far a training is; all counts are of finished work."""
-
-    epoch: int = 0  # the epoch being worked on, from 0
-    batch: int = 0  # batches of it that are done
-    step: int = 0  # batches since the training began, all epochs
-    best_fitness: float = -1.0
-    best_epoch: int = -1
-    seconds: float = 0.0  # training time so far, evaluation and saving included
 
 
 def save_state(
@@ -51,6 +41,7 @@ def save_state(
     Raises:
         ScaledYoloError: the file cannot be written; the old one is kept.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {f"weights/{name}": value for name, value in network.state_dict().items()}
@@ -62,15 +53,19 @@ def save_state(
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     metadata = {
         "format": FORMAT,
-        "progress": json.dumps(asdict(progress)),
+        "progress": json.dumps(to_mapping(progress)),
         "facts": json.dumps(facts),
         "ema_averaged": str(int(ema.n_averaged)),
         "optimizer_scalars": json.dumps(scalars),
         "scaler": json.dumps(scaler),
     }
     # A clone: parameters may share memory with each other or be views, which the format refuses.
+    plain = {key: value.detach().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
     with atomic_file(path) as temporary:
-        save_file({key: value.detach().clone().contiguous() for key, value in tensors.items()}, temporary, metadata)
+        try:
+            save_file(plain, temporary, metadata)
+        except SafetensorError as error:  # how its writer reports a full disk
+            raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from None
 
 
 @dataclass(frozen=True)
@@ -91,6 +86,9 @@ class SavedState:
         Raises:
             CheckpointError: the state belongs to another network.
         """
+        missing = {"random/torch"} - self.tensors.keys()
+        if missing:
+            raise CheckpointError(f"{self.path}: damaged, {missing.pop()} is missing")
         _load(network, self._part("weights/"), self.path)
         _load(ema.module, self._part("ema/"), self.path)
         ema.n_averaged.fill_(self.ema_averaged)
@@ -102,8 +100,9 @@ class SavedState:
                 state = {key.removeprefix(prefix): value for key, value in slots.items() if key.startswith(prefix)}
                 numbers = self.optimizer_scalars.get(names[parameter], {})
                 if state or numbers:
+                    # In the layout of the parameter: fused optimisers walk through both in the order of memory.
                     optimizer.state[parameter] = {
-                        **{key: value.to(parameter.device, copy=True) for key, value in state.items()},
+                        **{key: torch.empty_like(parameter).copy_(value) for key, value in state.items()},
                         **{key: torch.tensor(value) for key, value in numbers.items()},
                     }
         torch.set_rng_state(self.tensors["random/torch"])
@@ -136,7 +135,7 @@ def load_state(path: Path) -> SavedState:
         return SavedState(
             path=path,
             tensors=tensors,
-            progress=Progress(**json.loads(metadata["progress"])),
+            progress=from_mapping(Progress, json.loads(metadata["progress"]), str(path), CheckpointError),
             facts=json.loads(metadata["facts"]),
             ema_averaged=int(metadata["ema_averaged"]),
             optimizer_scalars=json.loads(metadata["optimizer_scalars"]),
