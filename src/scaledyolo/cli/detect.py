@@ -29,7 +29,7 @@ SMALLEST_TILE = 32  # pixels; below, an image falls into more tiles than it has 
 class Detect:
     """Find objects in images, folders, videos and streams; results go into a new folder below --out."""
 
-    source: tyro.conf.Positional[tuple[str, ...]]
+    source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Images, folders, patterns, videos, camera numbers, rtsp or http addresses, lists (.txt), or - for a list on
     standard input."""
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
