@@ -76,7 +76,8 @@ def test_a_run_leaves_a_table_a_manifest_and_tensorboard_files(
         assert all(np.isfinite(float(value)) for value in row.values())
 
     manifest = json.loads((folder / "run.json").read_text())
-    assert manifest["command"] and manifest["seed"] == 5
+    assert manifest["command"]
+    assert manifest["seed"] == 5
     assert manifest["data_fingerprints"]["train"] == open_dataset(world.shapes, "train").fingerprint
     assert len(manifest["code_fingerprint"]) == 64
     assert "git_commit" in manifest
@@ -230,7 +231,7 @@ def test_weights_of_another_class_count_are_taken_layer_by_layer(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="torch.compile needs a compiler")
 def test_a_compiled_network_trains_to_the_same_loss(world: Any) -> None:
     recipe = world.short_recipe(1)
     for out, more in (("plain", ()), ("compiled", ("--compile",))):

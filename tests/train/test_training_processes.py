@@ -1,4 +1,4 @@
-"""Two processes on a CPU (gloo) learn what one process with the doubled batch learns, and say so when one is missing."""
+"""Two processes on a CPU (gloo) learn what one with the doubled batch learns, and say so when one is missing."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Guard:
         """The error to raise for the loss of this batch, images (batch, 3, height, width) and targets (n, 6)."""
         if bool(torch.isfinite(loss)):
             return NonFiniteError("the loss of another process is not finite; its message says where it began")
-        return self._error(f"the loss is {float(loss)}", self._first_bad_tensor(images), images, targets)
+        return self._error(f"the loss is {float(loss.detach())}", self._first_bad_tensor(images), images, targets)
 
     def explain_gradient(self, images: Tensor, targets: Tensor) -> NonFiniteError:
         """The error to raise where the loss of the last batch was finite and the gradient is not."""

@@ -10,6 +10,9 @@ from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.errors import CheckpointError
 from scaledyolo.net.network import Network
 
+# Of another network a few tensors fit by chance; a share of the values below this is a mistake, not a start.
+LEAST_SHARE = 0.01
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -37,15 +40,17 @@ def transfer(network: Network, source: Checkpoint) -> Transfer:
     """Copy every tensor of ``source`` whose name and shape the network has; another class count drops the predictions.
 
     Raises:
-        CheckpointError: not a single tensor fits: the checkpoint is of another network.
+        CheckpointError: hardly a tensor fits: the checkpoint is of another network.
     """
     state = network.state_dict()
     fitting = {
         name: value for name, value in source.weights.items() if name in state and state[name].shape == value.shape
     }
-    if not fitting:
+    taken, values = sum(value.size for value in fitting.values()), sum(value.numel() for value in state.values())
+    if taken < LEAST_SHARE * values:
         raise CheckpointError(
-            f"no tensor of {source.graph.name} fits {network.graph.name}; start from a checkpoint of the same family"
+            f"only {100 * taken / values:.1f} % of the values of {network.graph.name} are found in "
+            f"{source.graph.name}; start from a checkpoint of the same network, or from scratch"
         )
     with torch.no_grad():
         for name, value in fitting.items():
@@ -55,6 +60,6 @@ def transfer(network: Network, source: Checkpoint) -> Transfer:
         taken=len(fitting),
         fresh=tuple(name for name in state if name not in fitting),
         unused=tuple(name for name in source.weights if name not in fitting),
-        values_taken=sum(value.size for value in fitting.values()),
-        values=sum(value.numel() for value in state.values()),
+        values_taken=taken,
+        values=values,
     )
