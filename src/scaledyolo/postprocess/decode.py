@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from array_api_compat import array_namespace, device
 
 from scaledyolo.arch.ops import Detect
-from scaledyolo.boxes import Array, cxcywh_to_xyxy
+from scaledyolo.boxes import Array, at_least, at_most, cxcywh_to_xyxy
 from scaledyolo.errors import UsageError
 from scaledyolo.postprocess.candidates import Candidates
 
@@ -142,7 +142,7 @@ def _allowed_classes(level: _Level, class_filter: Sequence[int] | None) -> Array
 def logistic(logits: Array) -> Array:
     """1 / (1 + exp(-x)), accurate relative to the result and silent for any input; NaN stays NaN."""
     xp = array_namespace(logits)
-    return 1 / (1 + xp.exp(-xp.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)))
+    return 1 / (1 + xp.exp(-at_least(logits, -LOGIT_LIMIT)))  # only exp of large numbers overflows
 
 
 def _probability(values: Array, detect: Detect) -> Array:
@@ -158,18 +158,18 @@ def _softmax(logits: Array, axis: int) -> Array:
     return powers / xp.sum(powers, axis=axis, keepdims=True)
 
 
-def _centre(values: Array, cell: Array, stride: float, detect: Detect) -> Array:
-    """One coordinate of the centre in pixels, from tx or ty and the index of the cell (they broadcast)."""
+def _centre(values: Array, cell: Array, stride: float | Array, detect: Detect) -> Array:
+    """Coordinates of centres in pixels, from tx or ty, the index of the cell and its side (they broadcast)."""
     gain = 2.0 if detect.decoding == "sigmoid-squared" else detect.scale_xy
     return (gain * _probability(values, detect) - (gain - 1) / 2 + cell) * stride
 
 
 def _size(values: Array, anchor: Array, detect: Detect) -> Array:
-    """One side in pixels, from tw or th and the side of the anchor in pixels (they broadcast)."""
+    """Sides of boxes in pixels, from tw or th and the side of the anchor in pixels (they broadcast)."""
     if detect.decoding == "sigmoid-squared":
         return (2 * _probability(values, detect)) ** 2 * anchor
     xp = array_namespace(values)
-    return xp.exp(xp.clip(values, None, LOG_SIZE_LIMIT)) * anchor
+    return xp.exp(at_most(values, LOG_SIZE_LIMIT)) * anchor
 
 
 def _decode_level(level: _Level) -> Array:
@@ -264,14 +264,8 @@ def _logit(probabilities: Array) -> Array:
 def _decode_boxes(level: _Level, values: Array, anchor: Array, cell: Array) -> Array:
     """Boxes (n, 4) cxcywh in pixels from tx, ty, tw, th (4, n) and the indices (n,) of anchor and cell."""
     xp, detect = array_namespace(values), level.detect
-    anchor_width, anchor_height = (sides[anchor] for sides in level.anchor_sides())
-    grid_y, grid_x = (xp.astype(index, xp.float32) for index in (cell // level.width, cell % level.width))
-    return xp.stack(
-        (
-            _centre(values[0, :], grid_x, level.stride_x, detect),
-            _centre(values[1, :], grid_y, level.stride_y, detect),
-            _size(values[2, :], anchor_width, detect),
-            _size(values[3, :], anchor_height, detect),
-        ),
-        axis=-1,
-    )
+    sides = xp.stack(level.anchor_sides())[:, anchor]
+    corners = xp.astype(xp.stack((cell % level.width, cell // level.width)), xp.float32)
+    strides = level.column((level.stride_x, level.stride_y))[:, None]
+    centres = _centre(values[:2, :], corners, strides, detect)
+    return xp.permute_dims(xp.concat((centres, _size(values[2:, :], sides, detect)), axis=0), (1, 0))

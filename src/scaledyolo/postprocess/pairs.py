@@ -15,7 +15,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device, is_numpy_array
 
-from scaledyolo.boxes import Array
+from scaledyolo.boxes import Array, at_least
 
 # (n, 4) and (n, 4) xyxy to (n,): an overlap that never exceeds IoU.
 Overlap = Callable[[Array, Array], Array]
@@ -98,7 +98,7 @@ def _windows(a: BoxIndex, b: BoxIndex) -> tuple[Array, Array]:
     """For each of ``a`` the position in ``b`` of the first possible partner to the right of it, and their number."""
     xp = array_namespace(a.rows)
     first = xp.searchsorted(b.start, a.start, side="right")
-    return first, xp.clip(xp.searchsorted(b.start, a.end, side="left") - first, 0, None)
+    return first, at_least(xp.searchsorted(b.start, a.end, side="left") - first, 0)
 
 
 def _collect(a: BoxIndex, b: BoxIndex, overlap: Overlap, threshold: float) -> tuple[Array, Array]:
