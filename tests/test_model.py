@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from scaledyolo import ZOO, load_graph, load_model, lower
+from scaledyolo import ZOO, load_graph, load_model, lower, save_checkpoint
+from scaledyolo.classes import COCO_NAMES
 from scaledyolo.convert.darknet_cfg import write_cfg
 from scaledyolo.convert.darknet_weights import write_weights
 from scaledyolo.errors import DownloadError, FormatError, ScaledYoloError, SpecError, UsageError
@@ -127,6 +128,21 @@ def test_weights_that_do_not_fit_the_cfg_are_refused_with_bytes(colours, tmp_pat
         path.write_bytes(change)
         with pytest.raises(FormatError, match=words):
             load_model((colours.cfg, path))
+
+
+def test_names_of_coco_bring_its_category_ids_along(tmp_path):
+    graph = lower(ZOO["yolov4-tiny"])
+    write_weights(tmp_path / "tiny.weights", graph, random_weights(graph, np.random.default_rng(0)))
+    (tmp_path / "tiny.cfg").write_text(write_cfg(graph))
+    darknets_spelling = [{"motorcycle": "motorbike", "couch": "sofa"}.get(name, name) for name in COCO_NAMES]
+    pair = (tmp_path / "tiny.cfg", tmp_path / "tiny.weights")
+    for names in (None, darknets_spelling):
+        assert load_model(pair, names=names).category_ids[-1] == 90
+    others = [f"species {number}" for number in range(80)]
+    assert load_model(pair, names=others).category_ids is None
+    save_checkpoint(tmp_path / "tiny.safetensors", load_model(pair, names=others))
+    assert load_model(tmp_path / "tiny.safetensors").category_ids is None
+    assert load_model(tmp_path / "tiny.safetensors", names=darknets_spelling).category_ids[16] == 18
 
 
 def test_official_weights_come_from_the_cache_and_only_from_there(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from scaledyolo.errors import FormatError
@@ -34,6 +35,15 @@ def default_names(num_classes: int) -> tuple[str, ...]:
 def default_category_ids(num_classes: int) -> tuple[int, ...] | None:
     """COCO's original ids for 80 classes, else None."""
     return COCO_CATEGORY_IDS if num_classes == len(COCO_NAMES) else None
+
+
+def category_ids_of(names: Sequence[str]) -> tuple[int, ...] | None:
+    """COCO's original ids where the names are COCO's in its order, else None.
+
+    Most have to be equal, not all: Darknet's coco.names says "motorbike", "aeroplane", "sofa", "tvmonitor".
+    """
+    equal = sum(name == known for name, known in zip(names, COCO_NAMES, strict=False))
+    return COCO_CATEGORY_IDS if len(names) == len(COCO_NAMES) and equal > len(COCO_NAMES) / 2 else None
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from array_api_compat import array_namespace
 
 from scaledyolo.data.letterbox import Placement, images_to_input, letterbox, stretch
 from scaledyolo.errors import UsageError, nearest
@@ -118,6 +119,7 @@ class Detector:
         self.detects = facts.detects
         self._lock = threading.Lock()
         self._names_array = np.array(self.names)
+        array_namespace(self._names_array)  # imports what decoding needs here, not in the time of the first image
 
     def __call__(self, image: Any, *, bgr: bool = False) -> sv.Detections | list[sv.Detections]:
         """Detect objects in one image or in a list of images.

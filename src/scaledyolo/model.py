@@ -144,14 +144,15 @@ def load_model(
 
 def _load_checkpoint(path: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:
     from scaledyolo.checkpoint import load_checkpoint
-    from scaledyolo.classes import read_names
+    from scaledyolo.classes import category_ids_of, read_names
 
     checkpoint = load_checkpoint(path)
     if names is None:
         return checkpoint
     given = tuple(read_names(os.fspath(names)) if isinstance(names, (str, os.PathLike)) else names)
     try:
-        return replace(checkpoint, class_names=given)
+        ids = category_ids_of(given) or checkpoint.category_ids
+        return replace(checkpoint, class_names=given, category_ids=ids)
     except CheckpointError as error:
         raise UsageError(f"{path}: {error}") from None
 

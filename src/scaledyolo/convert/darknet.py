@@ -13,7 +13,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.ops import Decoding
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.checkpoint import Checkpoint
-from scaledyolo.classes import default_category_ids, default_names, read_names
+from scaledyolo.classes import category_ids_of, default_category_ids, default_names, read_names
 from scaledyolo.convert.darknet_cfg import DarknetModel, read_cfg
 from scaledyolo.convert.darknet_weights import DarknetWeights, read_weights
 from scaledyolo.convert.recognise import as_logits, recognise, rename
@@ -67,12 +67,13 @@ def checkpoint_of(
     if spec is not None:
         target = lower(spec)
         graph, arrays = target, rename(graph, target, arrays)
+    known = class_names(graph.num_classes, names, beside=pair.cfg_path)
     return Checkpoint(
         graph=graph,
         weights=arrays,
-        class_names=class_names(graph.num_classes, names, beside=pair.cfg_path),
+        class_names=known,
         spec=spec,
-        category_ids=default_category_ids(graph.num_classes) if names is None else None,
+        category_ids=category_ids_of(known),
         provenance=provenance(pair.weights, {"cfg": pair.cfg_path, "weights": pair.weights_path}, pair.model.graph),
     )
 
