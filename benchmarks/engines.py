@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.zoo import find
 from scaledyolo.convert.onnx_writer import to_onnx
 from scaledyolo.engines.onnxruntime import OnnxRuntimeEngine
+from scaledyolo.engines.openvino import OpenVinoEngine, available_precisions, import_openvino
 from scaledyolo.engines.torch import TorchEngine
 from scaledyolo.net.network import Network
 from scaledyolo.weights import random_weights
@@ -60,7 +62,19 @@ def contestants(options: Options) -> dict[str, Run]:
         "torch, as trained": lambda: _eager(eager, images),
         "opencv": _opencv(fixed_model, images),
     }
+    for precision in available_precisions("cpu"):
+        engine = OpenVinoEngine.from_graph(graph, weights, threads=options.threads, precision=precision)
+        runs[f"openvino, {precision}"] = partial(engine.run, images)
+    runs["openvino, float32, bare"] = _bare_openvino(fixed_model, images, options.threads)
     return runs
+
+
+def _bare_openvino(model: bytes, images: NDArray[np.float32], threads: int) -> Run:
+    """The runtime without our engine around it: what that costs is the difference."""
+    core = import_openvino().Core()
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads)}
+    request = core.compile_model(core.read_model(model), "CPU", hints).create_infer_request()
+    return lambda: request.infer({0: images}, share_inputs=True, share_outputs=True)
 
 
 def _eager(network: Network, images: NDArray[np.float32]) -> object:

@@ -142,7 +142,8 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     [
         ({"engine": "onnxruntme"}, "Did you mean 'onnxruntime'"),
         ({"device": "cuda:x"}, "Did you mean 'cuda'"),
-        ({"device": "gpu"}, "there is no device 'gpu'; known are auto, cpu, cuda"),
+        ({"device": "tpu"}, "there is no device 'tpu'; known are auto, cpu, cuda"),
+        ({"engine": "openvino", "device": "gpu"}, "OpenVINO finds no 'gpu' here|sees no"),
         ({"engine": "onnxruntime", "half": True}, "float32"),
         ({"engine": "torch", "device": "cpu", "half": True}, "needs device 'cuda'"),
         ({"threads": 0}, "0 threads"),
@@ -159,7 +160,7 @@ def test_wrong_options_are_refused(graph: Graph, weights: Weights, options: dict
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 @pytest.mark.parametrize("name", list(ENGINES))
 def test_a_missing_gpu_is_said(name: str, graph: Graph, weights: Weights) -> None:
-    with pytest.raises(UsageError, match=r"install onnxruntime-gpu|sees no GPU|could not start"):
+    with pytest.raises(UsageError, match=r"install onnxruntime-gpu|sees no GPU|could not start|cannot use 'cuda'"):
         open_engine(name, graph, weights, device="cuda")
 
 
@@ -169,8 +170,15 @@ def test_wrong_weights_are_refused(graph: Graph) -> None:
             open_engine(name, graph, {})
 
 
-def test_auto_is_onnxruntime(graph: Graph, weights: Weights) -> None:
+def test_auto_is_openvino_where_it_is_installed(
+    graph: Graph, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    assert open_engine("auto", graph, weights, device="cpu").name == "openvino"
+    monkeypatch.setitem(sys.modules, "openvino", None)
     assert open_engine("auto", graph, weights, device="cpu").name == "onnxruntime"
+    with pytest.raises(MissingPackageError, match="pip install openvino"):
+        open_engine("openvino", graph, weights, device="cpu")
 
 
 def test_without_torch_the_extra_is_named(

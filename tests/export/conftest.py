@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -45,11 +43,3 @@ def small_model() -> Checkpoint:
     for head in ("coarse", "fine"):  # spread the logits, so that scores differ
         weights[f"{head}.weight"] = weights[f"{head}.weight"] * np.float32(1.5)
     return Checkpoint(graph=graph, weights=weights, class_names=CLASSES, category_ids=(3, 5, 9))
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of compiled models that belongs to the tests."""
-    folder = tmp_path_factory.getbasetemp() / "scaledyolo-home"
-    monkeypatch.setenv("SCALEDYOLO_HOME", str(folder))
-    return folder

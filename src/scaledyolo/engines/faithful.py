@@ -12,17 +12,23 @@ from scaledyolo.engines.base import Engine
 from scaledyolo.engines.compiled_cache import CompiledCache
 from scaledyolo.weights import Array
 
-# Root mean square error of a head's map over the spread of that map. Rounding to bfloat16 gives 0.4 % in a network of
-# plain convolutions, 3 to 4 % in one of depthwise ones; what overflows or cancels lies far above.
-TOLERANCE: Final = 0.03
+# Largest relative error that is accepted. Rounding to bfloat16 gives 2 to 4 % in networks of plain convolutions with
+# random weights. In two trained networks of depthwise ones it gives 10 and 14 %, which costs them 0.10 and 0.09 points
+# of AP on 328 images of COCO. What overflows or cancels lies far above.
+TOLERANCE: Final = 0.15
 _PROBE_SIDE: Final = 256  # pixels, about; the arithmetic is that of any size
 
 
 def relative_error(maps: Sequence[Array], reference: Sequence[Array]) -> float:
-    """The largest over all heads of RMS(map - reference) / standard deviation(reference); infinite for NaN."""
+    """The largest over all heads of RMS(map - reference) / spread(reference); infinite for NaN.
+
+    The spread is the standard deviation over positions, root mean square over channels: what tells one place from
+    another. Differences between channels, as biases make them, would hide the error.
+    """
     worst = 0.0
     for found, expected in zip(maps, reference, strict=True):
-        spread = float(np.std(expected, dtype=np.float64)) or 1.0
+        variance = np.var(expected, axis=tuple(range(2, expected.ndim)), dtype=np.float64)
+        spread = float(np.sqrt(np.mean(variance))) or 1.0
         error = float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / spread
         worst = max(worst, error if np.isfinite(error) else np.inf)
     return worst

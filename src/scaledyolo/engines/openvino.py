@@ -50,7 +50,7 @@ def import_openvino() -> ModuleType:
     Raises:
         MissingPackageError: it is not installed.
     """
-    if "openvino" in sys.modules:
+    if sys.modules.get("openvino") is not None:
         return sys.modules["openvino"]
     hidden = {name: module for name, module in sys.modules.items() if name.split(".")[0] == _TELEMETRY}
     for name in hidden:
@@ -63,7 +63,7 @@ def import_openvino() -> ModuleType:
         if error.name != "openvino":
             raise
         raise MissingPackageError(
-            "the openvino engine needs openvino; install it with: pip install 'scaledyolo[openvino]'"
+            "the openvino engine needs openvino; install it with: pip install openvino"
         ) from None
     finally:
         del sys.modules[_TELEMETRY]
@@ -134,7 +134,8 @@ class OpenVinoEngine:
         choose("mode", mode, tuple(MODES))
         self._openvino = import_openvino()
         if device not in available_devices():
-            raise UsageError(f"OpenVINO finds no {device!r} here; it finds {', '.join(available_devices())}")
+            hint = "; an NVIDIA GPU is 'cuda', which other engines use" if device == "gpu" else ""
+            raise UsageError(f"OpenVINO finds no {device!r} here; it finds {', '.join(available_devices())}{hint}")
         if precision not in available_precisions(device):
             native = ", ".join(available_precisions(device))
             raise UsageError(f"this {device} does not compute in {precision}; it computes in {native}")
