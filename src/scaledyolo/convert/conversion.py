@@ -17,7 +17,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
 from scaledyolo.checkpoint import Checkpoint, atomic_file, load_checkpoint, load_description, save_checkpoint
-from scaledyolo.classes import default_category_ids, default_names, read_names
+from scaledyolo.classes import category_ids_of, default_names, read_names
 from scaledyolo.convert.conversion_report import ConversionReport, LayerMatch, darknet_places, foreign_sources
 from scaledyolo.convert.conversion_request import Options, check_request
 from scaledyolo.convert.darknet import checkpoint_of, from_darknet, read_pair, sha256
@@ -106,7 +106,8 @@ def _read_darknet_by_name(weights: Path, cfg: Path, options: Options) -> _Source
         spec = replace(spec, decoding=options.decoding, scale_xy=spec.scale_xy if options.decoding == "exp" else ())
     checkpoint = from_darknet(spec, weights)
     if options.names is not None:
-        checkpoint = replace(checkpoint, class_names=_given_names(options.names), category_ids=None)
+        given = _given_names(options.names)
+        checkpoint = replace(checkpoint, class_names=given, category_ids=category_ids_of(given))
     model = read_cfg(write_cfg(checkpoint.graph))
     places = darknet_places(model.graph, model, int(checkpoint.provenance["darknet_header_bytes"]))
     layers = _layers(checkpoint.graph, dict(zip((node.name for node in checkpoint.graph), places, strict=True)))
@@ -122,13 +123,12 @@ def _read_torch(source: Path, options: Options) -> _Source:
         names = _given_names(options.names)
     else:
         names = model.class_names or default_names(graph.num_classes)
-    is_coco = options.names is None and names == default_names(graph.num_classes)
     checkpoint = Checkpoint(
         graph=graph,
         weights=model.weights,
         class_names=names,
         spec=model.spec,
-        category_ids=default_category_ids(graph.num_classes) if is_coco else None,
+        category_ids=category_ids_of(names),
         provenance=_torch_provenance(source, foreign, model.layout, options),
     )
     used = set(model.keys.values())
