@@ -149,9 +149,7 @@ def test_eval_of_a_model_that_is_always_right_gives_one(folder, paint):
     (folder / "data" / "data.yaml").write_text(
         yaml.safe_dump({"path": ".", "val": "images/val", "names": ["red", "green", "blue"]})
     )
-    done = scaledyolo(
-        "eval", "model.safetensors", "--data", "data", "--engine", "onnxruntime", "--json", cwd=folder
-    )
+    done = scaledyolo("eval", "model.safetensors", "--data", "data", "--engine", "onnxruntime", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["AP"] == pytest.approx(1.0, abs=1e-6)

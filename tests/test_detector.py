@@ -163,9 +163,7 @@ def test_threads_get_what_a_single_caller_gets(detector, paint):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_stream_gives_frames_with_their_detections_and_leaves_out_what_cannot_be_read(
-    detector, paint, tmp_path, batch
-):
+def test_stream_gives_frames_with_their_detections_and_leaves_out_what_cannot_be_read(detector, paint, tmp_path, batch):
     for index in range(5):
         Image.fromarray(paint(64, 64, (index, 0, index % 3))).save(tmp_path / f"{index}.png")
     (tmp_path / "2.png").write_bytes(b"")

@@ -66,7 +66,7 @@ class Detector:
         half: whether the network computes in half precision (bfloat16 on a CPU); None: where that is faster and was
             measured to make no difference to this network.
         threads: threads of the engine on a CPU; by default all cores.
-        names: class names or a file with one a line, for a Darknet pair.
+        names: class names or a file with one a line; by default those in the checkpoint or beside the cfg.
         download: whether official weights that are not in the cache may be fetched.
 
     Raises:

@@ -52,9 +52,7 @@ def test_no_file_is_longer_than_a_head_can_hold():
 
 
 def test_no_function_is_longer_than_a_screen():
-    too_long = {
-        name: lines for path in FILES for name, lines in functions_in(path) if lines > MAX_FUNCTION_LINES
-    }
+    too_long = {name: lines for path in FILES for name, lines in functions_in(path) if lines > MAX_FUNCTION_LINES}
     assert too_long.keys() <= LONG_FUNCTIONS.keys(), too_long
 
 

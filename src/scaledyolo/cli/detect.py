@@ -35,7 +35,7 @@ class Detect:
     model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
     """Checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights."""
     names: Path | None = None
-    """File with one class name a line, for Darknet models."""
+    """File with one class name a line; by default the names in the checkpoint or beside the cfg."""
     conf: float = 0.25
     """Lowest score reported, 0 to 1."""
     iou: float = 0.45
