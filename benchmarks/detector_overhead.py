@@ -64,8 +64,8 @@ def busy_maps(graph: Graph, side: int) -> list[NDArray[np.float32]]:
     return maps
 
 
-def stage_medians(detector: Detector, image: NDArray[np.uint8]) -> dict[str, float]:
-    """Median over rounds of the milliseconds of each stage, and of making the result."""
+def stage_rounds(detector: Detector, image: NDArray[np.uint8]) -> dict[str, list[float]]:
+    """Milliseconds of each stage, and of making the result, in every round."""
     rows: dict[str, list[float]] = {stage: [] for stage in (*STAGES, "result")}
     for _ in range(ROUNDS):
         detector.times = StageTimes()
@@ -77,7 +77,7 @@ def stage_medians(detector: Detector, image: NDArray[np.uint8]) -> dict[str, flo
         for stage, value in stages.items():
             rows[stage].append(value)
         rows["result"].append(total - sum(stages.values()))
-    return {stage: statistics.median(values) for stage, values in rows.items()}
+    return rows
 
 
 def main() -> None:
@@ -92,17 +92,19 @@ def main() -> None:
         detector = Detector(checkpoint, size=side, engine="onnxruntime", threads=1)
         network = None
         if "--network" in sys.argv:
-            network = stage_medians(detector, image)["network"]
+            network = statistics.median(stage_rounds(detector, image)["network"])
         maps = busy_maps(graph, side)
         detector.network = Runnable(PreparedEngine(maps), detector.network.facts)
         found = len(detector(image))
-        medians = stage_medians(detector, image)
-        overhead = sum(value for stage, value in medians.items() if stage != "network")
+        rounds = stage_rounds(detector, image)
+        del rounds["network"]
+        sums = [sum(values) for values in zip(*rounds.values(), strict=True)]
+        overhead = statistics.median(sums)
         boxes = sum(raw.size for raw in maps) // graph.detects[0].num_outputs
         print(f"{name} at {side}: {boxes} candidates, {found} detections")
-        told = [f"{stage} {value:.2f}" for stage, value in medians.items() if stage != "network"]
-        print(f"  {', '.join(told)} ms")
+        print(f"  {', '.join(f'{stage} {statistics.median(values):.2f}' for stage, values in rounds.items())} ms")
         print(f"  together {overhead:.2f} ms, {overhead / budget:.2f} of its budget of {budget} ms")
+        print(f"  in the round that other processes disturbed least {min(sums):.2f} ms, {min(sums) / budget:.2f} of it")
         if network is not None:
             print(f"  the network {network:.1f} ms: the overhead is {overhead / network:.3f} of it")
 
