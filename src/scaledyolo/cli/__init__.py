@@ -14,6 +14,10 @@ from scaledyolo.errors import ScaledYoloError, UsageError, nearest
 VERBS: dict[str, tuple[str, str, str]] = {
     "detect": ("detect", "Detect", "find objects in images, folders, videos and streams"),
     "train": ("train", "Train", "train a network on your own images"),
+    "doctor": ("doctor", "Doctor", "look at a data set before training on it"),
+    "preview": ("preview", "Preview", "show augmented samples as the network will see them"),
+    "anchors": ("anchors", "Anchors", "fit anchor boxes to a data set"),
+    "recipes": ("recipes", "Recipes", "list the training recipes, or print one"),
     "eval": ("eval", "Eval", "measure a model on a data set and report what goes wrong"),
     "convert": ("convert", "Convert", "bring Darknet and PyTorch weights to a safe file, or back to Darknet"),
     "export": ("export", "Export", "write a model for another runtime, proven to compute the same"),

@@ -1,0 +1,102 @@
+"""`scaledyolo anchors`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scaledyolo.arch.spec import ModelSpec
+    from scaledyolo.data.anchors import AnchorFit
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Fit anchor boxes to a data set by k-means and genetic refinement, and compare them with those of the network."""
+
+    data: Path
+    """Folder or file of the data set; its format is recognised by looking."""
+    model: str = "yolov4-tiny"
+    """Zoo name or spec file; says how many anchors each level has."""
+    size: int | None = None
+    """Side of the network input in pixels; by default the model's own."""
+    split: str = "train"
+    """Split whose boxes are fitted."""
+    threshold: float = 4.0
+    """Largest ratio of sides between box and anchor that can be learnt; the recipe's assignment.anchor_threshold."""
+    generations: int = 1000
+    """Steps of the genetic refinement."""
+    seed: int = 0
+    """Of everything random."""
+    out: Path | None = None
+    """Spec file (.yaml) to write, with the new anchors, size and number of classes; for --model of training."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> int:
+        import numpy as np
+
+        from scaledyolo.data.anchors import fit_of, label_sizes, propose_anchors
+        from scaledyolo.data.formats import open_dataset
+        from scaledyolo.model import load_spec
+
+        dataset = open_dataset(self.data, self.split)
+        spec = load_spec(self.model).with_classes(dataset.num_classes)
+        spec = spec.with_size(self.size or spec.size)
+        sizes = label_sizes(dataset, spec.size)
+        levels = [len(mask) for mask in spec.masks]
+        before = fit_of(sizes, [spec.anchors[i] for mask in spec.masks for i in mask], threshold=self.threshold)
+        proposed = propose_anchors(
+            sizes, sum(levels), np.random.default_rng(self.seed),
+            generations=self.generations, threshold=self.threshold,
+        )  # fmt: skip
+        rounded = [(round(float(width), 1), round(float(height), 1)) for width, height in proposed]
+        after = fit_of(sizes, rounded, threshold=self.threshold)
+        changed = with_anchors(spec, rounded)
+        if self.json:
+            document = {"before": asdict(before), "after": asdict(after), "anchors": rounded, "masks": changed.masks}
+            print(json.dumps({"size": spec.size, "boxes": len(sizes), **document}, indent=2))
+        else:
+            print(text(changed, len(sizes), before, after))
+        if self.out is not None:
+            write_spec(self.out, changed)
+            if not self.json:
+                print(f"{self.out}: written; train with --model {self.out}")
+        return 0
+
+
+def with_anchors(spec: ModelSpec, anchors: list[tuple[float, float]]) -> ModelSpec:
+    """The spec with these anchors, from the smallest to the largest, shared out over its levels from fine to coarse."""
+    masks, start = [], 0
+    for mask in spec.masks:
+        masks.append(tuple(range(start, start + len(mask))))
+        start += len(mask)
+    return replace(spec, anchors=tuple(anchors), masks=tuple(masks))
+
+
+def write_spec(path: Path, spec: ModelSpec) -> None:
+    """Write a spec file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import yaml
+
+    from scaledyolo.outputs.files import write_whole
+
+    write_whole(path, yaml.safe_dump(spec.to_dict(), sort_keys=False, default_flow_style=None).encode())
+
+
+def text(spec: ModelSpec, boxes: int, before: AnchorFit, after: AnchorFit) -> str:
+    """The comparison for people."""
+    lines = [f"{boxes} boxes at {spec.size} pixels", f"  {'':<10}{'recall':>9}{'anchors a box':>15}{'fit':>8}"]
+    for name, fit in (("before", before), ("after", after)):
+        lines.append(f"  {name:<10}{100 * fit.recall:>7.2f} %{fit.mean_matches:>15.2f}{fit.fitness:>8.3f}")
+    for number, mask in enumerate(spec.masks, start=1):
+        listed = ", ".join(f"{spec.anchors[index][0]:g}x{spec.anchors[index][1]:g}" for index in mask)
+        lines.append(f"  level {number}: {listed}")
+    if after.recall <= before.recall and after.fitness <= before.fitness:
+        lines.append("The network's own anchors fit better; keep them.")
+    return "\n".join(lines)

@@ -1,0 +1,141 @@
+"""`scaledyolo doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scaledyolo.cli import EXIT_ERROR
+from scaledyolo.errors import DataError, MissingPackageError
+
+if TYPE_CHECKING:
+    from scaledyolo.arch.spec import ModelSpec
+    from scaledyolo.data.dataset import Dataset
+    from scaledyolo.data.doctor import Diagnosis
+
+_MARKS = {"blocks": "BLOCKS ", "warning": "warning", "fine": "fine   "}
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look at a data set before training on it: what is in it, what is wrong with it, and whether it can be learnt."""
+
+    data: Path
+    """Folder or file of the data set; its format is recognised by looking."""
+    model: str = "yolov4-tiny"
+    """Zoo name or spec file of the network to train."""
+    size: int | None = None
+    """Side of the network input in pixels; by default the model's own."""
+    split: str = "train"
+    """Split to learn from."""
+    val_split: str = "val"
+    """Split by which the best epoch is chosen."""
+    batch: int = 16
+    """Images of a training step, for the estimate of memory."""
+    self_test: bool = False
+    """Also learn one batch by heart, which takes up to a minute; needs scaledyolo[train]."""
+    out: Path | None = None
+    """Folder of all runs; a report with pictures goes into a new folder below."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+    def run(self) -> int:
+        from scaledyolo.arch.lower import lower
+        from scaledyolo.cli.progress import progress_bar
+        from scaledyolo.data.doctor import examine
+        from scaledyolo.model import load_spec
+
+        splits = self._splits()
+        train = splits[self.split]
+        spec = replace(load_spec(self.model).with_classes(train.num_classes), resize="letterbox")
+        spec = spec.with_size(self.size or spec.size)
+        graph = lower(spec)
+        graph.check_size(spec.size, spec.size)
+        with progress_bar(sum(map(len, splits.values()))) as advance:
+            diagnosis = examine(splits, graph, spec.size, batch=self.batch, progress=advance)
+        if self.self_test:
+            diagnosis = with_self_test(diagnosis, spec, train)
+        print(json.dumps(asdict(diagnosis) | {"blocks": diagnosis.blocks}, indent=2) if self.json else text(diagnosis))
+        if self.out is not None:
+            self._report(diagnosis, splits)
+        return EXIT_ERROR if diagnosis.blocks else 0
+
+    def _splits(self) -> dict[str, Dataset]:
+        """The two splits of a training, and the test split where there is one; every image is decoded."""
+        from scaledyolo.data.formats import open_dataset
+
+        train = open_dataset(self.data, self.split, check="full")
+        splits = {self.split: train}
+        for name in dict.fromkeys((self.val_split, "test")):
+            try:
+                splits.setdefault(name, open_dataset(self.data, name, check="full", names=train.names))
+            except DataError:
+                if name == self.val_split:
+                    raise
+        return splits
+
+    def _report(self, diagnosis: Diagnosis, splits: Mapping[str, Dataset]) -> None:
+        from scaledyolo.cli.doctor_page import page
+        from scaledyolo.outputs.files import create_run_folder, write_whole
+
+        assert self.out is not None
+        folder = create_run_folder(self.out, "doctor")
+        write_whole(folder / "report.json", json.dumps(asdict(diagnosis), indent=2).encode())
+        write_whole(folder / "report.html", page(diagnosis, splits).encode("utf-8", "replace"))
+        if not self.json:
+            print(f"report: {folder / 'report.html'}")
+
+
+def with_self_test(diagnosis: Diagnosis, spec: ModelSpec, train: Dataset) -> Diagnosis:
+    """The diagnosis with the outcome of learning one batch by heart.
+
+    Raises:
+        MissingPackageError: torch is not installed.
+    """
+    from scaledyolo.data.doctor import Finding
+
+    if not diagnosis.splits[0].boxes:
+        return diagnosis  # that blocks already
+    try:
+        from scaledyolo.train.self_test import overfit_one_batch
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"--self-test needs {error.name}; install it with: pip install 'scaledyolo[train]'"
+        ) from None
+    result = overfit_one_batch(spec, train)
+    words = str(result) if result.passed else f"{result}: the network does not learn from these boxes"
+    finding = Finding("fine" if result.passed else "blocks", "self-test", words)
+    return replace(diagnosis, findings=(finding, *diagnosis.findings))
+
+
+def text(diagnosis: Diagnosis) -> str:
+    """The diagnosis for people."""
+    lines = [f"{diagnosis.model} at {diagnosis.size} pixels"]
+    for split in diagnosis.splits:
+        lines += [f"{split.name}: {split.images} images, {split.boxes} boxes, {split.background} images without a box"]
+        lines += class_lines(split.class_counts)
+        if split.sizes:
+            named = zip(("smallest", "10 %", "median", "90 %", "largest"), split.sizes, strict=True)
+            lines.append("  sizes in pixels   " + "  ".join(f"{name} {value:g}" for name, value in named))
+    lines.append(
+        f"memory: about {diagnosis.training_bytes / 2**30:.1f} GiB in float32 for batches of {diagnosis.batch}, "
+        f"and {diagnosis.cache_bytes / 2**30:.2f} GiB for the images in RAM"
+    )
+    lines += [f"{_MARKS[finding.level]}  {finding.topic}: {finding.text}" for finding in diagnosis.findings]
+    if diagnosis.blocks:
+        lines.append("A training on this would find nothing; see what BLOCKS above.")
+    return "\n".join(lines)
+
+
+def class_lines(counts: Mapping[str, int], *, width: int = 40, shown: int = 20) -> list[str]:
+    """A histogram in letters, most frequent class first."""
+    most = max([1, *counts.values()])
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    bars = ((name[:18], "#" * round(width * count / most), count) for name, count in ordered[:shown])
+    lines = [f"  {name:<18}{bar:<{width}} {count}" for name, bar, count in bars]
+    return lines + ([f"  and {len(ordered) - shown} more classes"] if len(ordered) > shown else [])
+
+
