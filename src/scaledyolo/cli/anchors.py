@@ -38,13 +38,13 @@ class Anchors:
     def run(self) -> int:
         import numpy as np
 
+        from scaledyolo.cli.options import sized
         from scaledyolo.data.anchors import fit_of, label_sizes, propose_anchors
         from scaledyolo.data.formats import open_dataset
         from scaledyolo.model import load_spec
 
         dataset = open_dataset(self.data, self.split)
-        spec = load_spec(self.model).with_classes(dataset.num_classes)
-        spec = spec.with_size(self.size or spec.size)
+        spec = sized(load_spec(self.model).with_classes(dataset.num_classes), self.size)
         sizes = label_sizes(dataset, spec.size)
         levels = [len(mask) for mask in spec.masks]
         before = fit_of(sizes, [spec.anchors[i] for mask in spec.masks for i in mask], threshold=self.threshold)

@@ -44,6 +44,7 @@ class Doctor:
 
     def run(self) -> int:
         from scaledyolo.arch.lower import lower
+        from scaledyolo.cli.options import sized
         from scaledyolo.cli.progress import progress_bar
         from scaledyolo.data.doctor import examine
         from scaledyolo.model import load_spec
@@ -51,9 +52,8 @@ class Doctor:
         splits = self._splits()
         train = splits[self.split]
         spec = replace(load_spec(self.model).with_classes(train.num_classes), resize="letterbox")
-        spec = spec.with_size(self.size or spec.size)
+        spec = sized(spec, self.size)
         graph = lower(spec)
-        graph.check_size(spec.size, spec.size)
         with progress_bar(sum(map(len, splits.values()))) as advance:
             diagnosis = examine(splits, graph, spec.size, batch=self.batch, progress=advance)
         if self.self_test:
@@ -95,7 +95,7 @@ def with_self_test(diagnosis: Diagnosis, spec: ModelSpec, train: Dataset) -> Dia
     Raises:
         MissingPackageError: torch is not installed.
     """
-    from scaledyolo.data.doctor import Finding
+    from scaledyolo.data.doctor import Finding, by_gravity
 
     if not diagnosis.splits[0].boxes:
         return diagnosis  # that blocks already
@@ -108,7 +108,7 @@ def with_self_test(diagnosis: Diagnosis, spec: ModelSpec, train: Dataset) -> Dia
     result = overfit_one_batch(spec, train)
     words = str(result) if result.passed else f"{result}: the network does not learn from these boxes"
     finding = Finding("fine" if result.passed else "blocks", "self-test", words)
-    return replace(diagnosis, findings=(finding, *diagnosis.findings))
+    return replace(diagnosis, findings=tuple(by_gravity((*diagnosis.findings, finding))))
 
 
 def text(diagnosis: Diagnosis) -> str:

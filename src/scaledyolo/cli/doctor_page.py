@@ -122,7 +122,8 @@ def _duplicates(found: Sequence[Duplicates]) -> list[str]:
     for one in found:
         if not one.files:
             continue
-        parts.append(paragraph(f"{one.count} images of {one.second} show the same as one of {one.first}; most alike:"))
+        text = f"Images of {one.second} that show the same as one of {one.first}: {one.count}. Most alike:"
+        parts.append(paragraph(text))
         for first, second in one.files:
             names = f"{Path(first).name} ({one.first}) and {Path(second).name} ({one.second})"
             shown = [image for image in (cv2.imread(first), cv2.imread(second)) if image is not None]

@@ -178,12 +178,13 @@ class Train:
         return recipe.replace(*changes), changes
 
     def _spec(self, recipe: Recipe, start: Checkpoint | None) -> ModelSpec:
+        from scaledyolo.cli.options import sized
         from scaledyolo.model import load_spec
 
         spec = start.spec if start is not None and self.model == type(self).model else load_spec(self.model)
         if spec is None:
             raise UsageError(f"{self.weights}: its network is no spec of the family; name one with --model")
-        spec = spec.with_size(self.size or recipe.size or spec.size)
+        spec = sized(spec, self.size or recipe.size)
         if recipe.assignment.rule == "scaled":
             # The neighbour cells of this assignment lie outside what the exponential decoding can say.
             spec = replace(spec, decoding="sigmoid-squared", scale_xy=())

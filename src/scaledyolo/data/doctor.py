@@ -6,7 +6,7 @@ training could not find anything at all: no boxes, no class in common, boxes tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -182,6 +182,11 @@ def findings(
     found += _classes(splits)
     found += _anchors(anchors, size)
     found += [_twins(one, splits) for one in duplicates]
+    return by_gravity(found)
+
+
+def by_gravity(found: Iterable[Finding]) -> list[Finding]:
+    """What blocks first, what is fine last."""
     order: tuple[Level, ...] = ("blocks", "warning", "fine")
     return sorted(found, key=lambda finding: order.index(finding.level))
 
