@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Recipes:
     """List the recipes by which networks are trained, or print one as YAML, to change it and train with the file."""
 
-    name: tyro.conf.Positional[str | None] = None
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = None
     """Recipe to print; by default all are listed."""
     set: tuple[str, ...] = ()
     """Values to change before it is printed, such as schedule.epochs=40."""
