@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from scaledyolo.errors import OutputError
 
@@ -16,7 +19,7 @@ class Preview:
     """Folder or file of the data set; its format is recognised by looking."""
     recipe: str = "custom"
     """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values of the recipe to change, such as augmentation.mosaic=0."""
     size: int = 416
     """Side of each sample in pixels."""

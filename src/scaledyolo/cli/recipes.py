@@ -19,7 +19,7 @@ class Recipes:
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = None
     """Recipe to print; by default all are listed."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values to change before it is printed, such as schedule.epochs=40."""
 
     def run(self) -> int:

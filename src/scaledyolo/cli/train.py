@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from scaledyolo.errors import DataError, MissingPackageError, UsageError
 
@@ -26,7 +28,7 @@ class Train:
     """Zoo name or spec file; the number of classes follows the data."""
     recipe: str = "custom"
     """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values of the recipe to change, such as schedule.epochs=40."""
     weights: Path | None = None
     """Checkpoint to start from, layer by layer where it fits; by default from scratch."""
