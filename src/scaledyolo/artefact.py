@@ -24,9 +24,9 @@ from typing import Any, Final, Literal
 
 from scaledyolo.arch.graph import Resize
 from scaledyolo.arch.ops import Detect
-from scaledyolo.arch.spec_io import build
 from scaledyolo.checkpoint import Description
 from scaledyolo.errors import FormatError, SpecError
+from scaledyolo.strict import from_mapping
 
 FORMAT: Final = "scaledyolo-artefact/1"
 
@@ -165,11 +165,13 @@ def _facts(values: Mapping[str, Any], where: str) -> ModelFacts:
         width=int(size["width"]),
         channels=int(size["channels"]),
         resize=size["resize"],
-        detects=tuple(build(Detect, head, f"{where}: head {index}") for index, head in enumerate(values["heads"])),
+        detects=tuple(
+            from_mapping(Detect, head, f"{where}: head {row}", SpecError) for row, head in enumerate(values["heads"])
+        ),
         strides=tuple(map(int, values["strides"])),
         dynamic=bool(values["dynamic"]),
         batch=values["batch"],
-        nms=None if nms is None else build(EmbeddedNms, nms, f"{where}: nms"),
+        nms=None if nms is None else from_mapping(EmbeddedNms, nms, f"{where}: nms", SpecError),
         storage=values["storage"],
         provenance={str(key): str(value) for key, value in values["provenance"].items()},
         verification=values["verification"],

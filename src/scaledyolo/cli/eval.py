@@ -109,7 +109,7 @@ class Eval:
         with progress_bar(len(dataset)) as advance:
             return predict(
                 dataset,
-                detector.engine.run,
+                detector.network.run,
                 detector.detects,
                 detector.height,
                 detector.width,
