@@ -100,7 +100,6 @@ def images_table() -> Table:
         dense = median_ms(partial(decode_all, maps, detects, frame), 7)
         rows = sum(3 * m.shape[2] * m.shape[3] for m in maps)
         for threshold, multi_label in ((0.25, False), (0.05, True)):
-
             decode = partial(decode_candidates, maps, detects, frame, threshold, multi_label)
             (candidates,) = decode()
             first = median_ms(decode)

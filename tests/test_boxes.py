@@ -61,9 +61,7 @@ def test_iou_matrix_by_counting_pixels() -> None:
         canvas[top:bottom, left:right] = True
         return canvas
 
-    expected = [
-        [(mask(x) & mask(y)).sum() / max((mask(x) | mask(y)).sum(), 1) for y in b] for x in a
-    ]
+    expected = [[(mask(x) & mask(y)).sum() / max((mask(x) | mask(y)).sum(), 1) for y in b] for x in a]
     np.testing.assert_allclose(boxes.iou_matrix(a, b), expected, atol=1e-6)
 
 

@@ -207,9 +207,7 @@ def test_mistakes_are_one_sentence(good: Path, tmp_path: Path, capsys: pytest.Ca
         assert len(said.strip().splitlines()) == 1
 
 
-def test_anchors_fit_better_and_go_into_a_spec(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_anchors_fit_better_and_go_into_a_spec(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Long flat boxes, which the anchors of the network cannot learn; training says so before and not after."""
     rng = np.random.default_rng(0)
     train: list[Rows | None] = [

@@ -36,9 +36,7 @@ def make_frame(name: str = "a.jpg", *, height: int = 40, width: int = 60, **fiel
     return Frame(image=image, source=f"/data/{name}", relative=PurePosixPath(name), **fields)  # type: ignore[arg-type]
 
 
-def make_detections(
-    *rows: tuple[float, float, float, float], names: tuple[str, ...] = ("cat", "dog")
-) -> sv.Detections:
+def make_detections(*rows: tuple[float, float, float, float], names: tuple[str, ...] = ("cat", "dog")) -> sv.Detections:
     """Detections of classes 0, 1, 0, 1, ... with confidences 0.9, 0.8, ..."""
     ids = np.arange(len(rows)) % 2
     return sv.Detections(

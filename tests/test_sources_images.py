@@ -261,7 +261,7 @@ def test_limit_is_ours_alone() -> None:
         (b"\0\0\0\x20ftypheic\0\0\0\0mif1heic", "HEIC"),
         (b"\x80\x81\x82\x83" * 40, "binary data"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
-        ("Grüße, 猫 " .encode() * 20, "looks like text"),
+        ("Grüße, 猫 ".encode() * 20, "looks like text"),
     ],
 )
 def test_what_is_no_image_is_described(tmp_path: Path, content: bytes, words: str) -> None:

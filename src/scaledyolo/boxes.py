@@ -203,9 +203,7 @@ def _constant(values: Array) -> Array:
     return values.detach() if is_torch_array(values) else values
 
 
-def distance_penalised_iou(
-    a_xyxy: Array, b_xyxy: Array, exponent: float = 0.6, eps: float = EPSILON
-) -> Array:
+def distance_penalised_iou(a_xyxy: Array, b_xyxy: Array, exponent: float = 0.6, eps: float = EPSILON) -> Array:
     """``IoU - (d² / c²) ** exponent`` (...), elementwise: what Darknet's greedynms and diounms compare.
 
     With exponent 1 it is DIoU. The exponent is Darknet's own; the DIoU paper has none. Not meant for gradients: that

@@ -193,9 +193,7 @@ class Detector:
         if self.network.facts.nms is not None:
             return rows_as_candidates(outputs, self.confidence, self.class_ids)
         size = (self.height, self.width)
-        return decode_candidates(
-            outputs, self.detects, size, self.confidence, self.multi_label, self.class_ids
-        )
+        return decode_candidates(outputs, self.detects, size, self.confidence, self.multi_label, self.class_ids)
 
     def _place(self, image: RgbImage) -> tuple[RgbImage, Placement]:
         place = letterbox if self.resize == "letterbox" else stretch

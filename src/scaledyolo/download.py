@@ -92,9 +92,7 @@ def _fetch(entry: WeightsEntry, target: Path, progress: Progress | None, allow_d
     raise DownloadError(f"The weights {entry.name} could not be downloaded ({'; '.join(problems)}).")
 
 
-def _fetch_from(
-    url: str, entry: WeightsEntry, target: Path, partial: Partial, progress: Progress | None
-) -> str | None:
+def _fetch_from(url: str, entry: WeightsEntry, target: Path, partial: Partial, progress: Progress | None) -> str | None:
     """Try one address; returns None when ``target`` is in place, else what was wrong."""
     has_checksum = entry.checksum is not None or _recorded(target) is not None
     for resumed in (partial.is_from(url) and partial.size > 0, False):

@@ -182,9 +182,7 @@ def _in_onnxruntime(
     return OnnxRuntimeEngine(file, threads=threads, device="cpu" if device == AUTO else device)
 
 
-def _in_openvino(
-    file: Path, facts: ModelFacts, device: str, half: bool | None, threads: int | None
-) -> OpenVinoEngine:
+def _in_openvino(file: Path, facts: ModelFacts, device: str, half: bool | None, threads: int | None) -> OpenVinoEngine:
     from scaledyolo.engines.openvino import OpenVinoEngine
 
     device = openvino_device(device)

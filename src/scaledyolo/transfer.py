@@ -249,9 +249,7 @@ def _validator(headers: Message) -> str | None:
     return etag if etag.startswith('"') else headers.get("Last-Modified")
 
 
-def _copy(
-    response: Any, partial: Partial, done: int, total: int | None, limit: int, progress: Progress | None
-) -> int:
+def _copy(response: Any, partial: Partial, done: int, total: int | None, limit: int, progress: Progress | None) -> int:
     with _opened(partial) as out:
         while chunk := response.read(CHUNK_BYTES):
             done += len(chunk)

@@ -65,9 +65,7 @@ def random_weights(graph: Graph, rng: np.random.Generator) -> Weights:
     return {name: weights[name] for name in graph.parameters}
 
 
-def _random_node(
-    graph: Graph, node: Node, moments: list[float], weights: Weights, rng: np.random.Generator
-) -> float:
+def _random_node(graph: Graph, node: Node, moments: list[float], weights: Weights, rng: np.random.Generator) -> float:
     """Fill the tensors of one node into ``weights``; returns the rough second moment of its output."""
     op, channels = node.op, graph.in_channels(node)
     shapes = {key: (f"{node.name}.{key}", shape) for key, shape in op.parameters(*channels).items()}

@@ -67,9 +67,7 @@ GRAPHS: Mapping[str, Graph] = {
     "conv in groups": graph_of(lambda b: conv(b, "a", kernel=3, padding=1, groups=4, bias=True, activation="mish")),
     "conv dilated": graph_of(lambda b: conv(b, "a", kernel=3, padding=2, dilation=2, norm=False)),
     "conv raw": graph_of(lambda b: conv(b, "a", norm=False)),
-    "odd size": graph_of(
-        lambda b: conv(b, "a", kernel=3, stride=(2, 2), padding=1, activation="swish"), size=(13, 9)
-    ),
+    "odd size": graph_of(lambda b: conv(b, "a", kernel=3, stride=(2, 2), padding=1, activation="swish"), size=(13, 9)),
     "norm": graph_of(lambda b: b.add("b", BatchNorm("mish"), b.add("a", Activate("leaky"), IMAGE))),
     "affine": graph_of(lambda b: b.add("b", Affine("leaky"), b.add("a", Activate("relu"), IMAGE))),
     "add": graph_of(lambda b: b.add("c", Add("leaky"), conv(b, "a"), conv(b, "b"), IMAGE)),
@@ -317,9 +315,7 @@ def test_onnx_is_imported_by_those_who_write() -> None:
 QUICK = ("yolov4-tiny", "yolov3-tiny", "yolov2-tiny")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ZOO]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ZOO])
 def test_zoo_network_in_onnxruntime_equals_torch(name: str) -> None:
     graph = lower(ZOO[name])
     graph = graph.with_size(graph.max_stride, 2 * graph.max_stride)

@@ -210,9 +210,7 @@ def test_every_kind_of_tensor(save: Save, container: str) -> None:
 
 
 def test_types_that_came_after_the_storage_classes(save: Save) -> None:
-    tensors = {
-        str(kind): torch.tensor([1, 2, 250]).to(kind) for kind in (torch.uint16, torch.uint32, torch.uint64)
-    }
+    tensors = {str(kind): torch.tensor([1, 2, 250]).to(kind) for kind in (torch.uint16, torch.uint32, torch.uint64)}
     assert_same(read_torch_checkpoint(save(tensors, "zip")), tensors)
 
 

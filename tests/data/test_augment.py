@@ -136,9 +136,7 @@ def test_mixup_blends_by_the_drawn_share_and_keeps_all_boxes() -> None:
     first, second = make_sample(2), make_sample(7)
     mixed = mixup(first, second, np.random.default_rng(3))
     share = np.random.default_rng(3).beta(8.0, 8.0)
-    np.testing.assert_allclose(
-        mixed.image, share * first.image.astype(float) + (1 - share) * second.image, atol=0.51
-    )
+    np.testing.assert_allclose(mixed.image, share * first.image.astype(float) + (1 - share) * second.image, atol=0.51)
     assert len(mixed.boxes_xyxy) == 10
     with pytest.raises(UsageError, match="one shape"):
         mixup(first, make_sample(0), np.random.default_rng(0))

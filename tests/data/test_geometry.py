@@ -101,9 +101,7 @@ def test_boxes_follow_the_pixels(seed: int, scale: float) -> None:
 def test_every_kept_box_lies_inside_the_image(seed: int) -> None:
     rng = np.random.default_rng(seed)
     samples = [smooth_sample(k, SIZE, SIZE - 10 * k, 4) for k in range(4)]
-    limits = AffineRange(
-        degrees=30, shear=10, perspective=0.001, translate=0.5, scale_low=0.3, scale_high=1.9
-    )
+    limits = AffineRange(degrees=30, shear=10, perspective=0.001, translate=0.5, scale_low=0.3, scale_high=1.9)
     movement = draw_movement(rng, limits, (2 * SIZE, 2 * SIZE), (48, 56))
     rules = BoxRules(min_area_ratio=0.1)
     moved = move_tiles(mosaic_four(samples, SIZE, rng), (2 * SIZE, 2 * SIZE), movement, (48, 56), rules)
@@ -119,9 +117,7 @@ def test_every_kept_box_lies_inside_the_image(seed: int) -> None:
 def test_identity_changes_nothing() -> None:
     sample = smooth_sample(3, SIZE, SIZE)
     rng = np.random.default_rng(0)
-    still = draw_movement(
-        rng, AffineRange(translate=0, scale_low=1, scale_high=1), (SIZE, SIZE), (SIZE, SIZE)
-    )
+    still = draw_movement(rng, AffineRange(translate=0, scale_low=1, scale_high=1), (SIZE, SIZE), (SIZE, SIZE))
     for direct in (True, False):
         moved = move_tiles([Tile(sample, 0, 0)], (SIZE, SIZE), still, (SIZE, SIZE), KEEP_ALL, direct=direct)
         np.testing.assert_array_equal(moved.image, sample.image)
@@ -130,9 +126,7 @@ def test_identity_changes_nothing() -> None:
 
 def test_order_of_the_matrix_is_centre_perspective_rotation_shear_translation() -> None:
     """The drawn matrix against one multiplied out here from the same draws, point by point."""
-    limits = AffineRange(
-        degrees=40, translate=0.2, scale_low=0.5, scale_high=1.7, shear=12, perspective=0.0008
-    )
+    limits = AffineRange(degrees=40, translate=0.2, scale_low=0.5, scale_high=1.7, shear=12, perspective=0.0008)
     movement = draw_movement(np.random.default_rng(7), limits, (100, 140), (80, 60))
     draws = np.random.default_rng(7).random(8)
     signed = 2 * draws - 1
@@ -152,9 +146,7 @@ def test_order_of_the_matrix_is_centre_perspective_rotation_shear_translation() 
 
 def test_rotated_boxes_are_hulls_of_their_corners() -> None:
     quarter = Movement(np.array([[0.0, -1, 50], [1, 0, 0], [0, 0, 1]]), 1.0)
-    np.testing.assert_allclose(
-        move_boxes(np.array([[10, 0, 30, 10]], np.float32), quarter), [[40, 10, 50, 30]]
-    )
+    np.testing.assert_allclose(move_boxes(np.array([[10, 0, 30, 10]], np.float32), quarter), [[40, 10, 50, 30]])
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,7 @@ def assert_equal(first: list[Batch], second: list[Batch]) -> None:
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_the_number_of_workers_changes_nothing(source: ImageSource, workers: int) -> None:
     alone = TrainLoader(source, CONFIG, AugmentConfig(mixup=0.5))
-    threaded = TrainLoader(
-        source, LoaderConfig(3, SIZE, 32, 5, workers=workers, prefetch=2), AugmentConfig(mixup=0.5)
-    )
+    threaded = TrainLoader(source, LoaderConfig(3, SIZE, 32, 5, workers=workers, prefetch=2), AugmentConfig(mixup=0.5))
     assert_equal(collect(alone.epoch(4)), collect(threaded.epoch(4)))
 
 
@@ -125,9 +123,7 @@ def test_evaluation_sees_every_image_exactly_once(images: int, batch: int, world
     seen = [
         index
         for rank in range(world)
-        for plan in ordering.evaluation_batches(
-            aspects, batch, 64, 32, Shard(rank, world), rectangular=rectangular
-        )
+        for plan in ordering.evaluation_batches(aspects, batch, 64, 32, Shard(rank, world), rectangular=rectangular)
         for index in plan.indices.tolist()
     ]
     assert sorted(seen) == list(range(images))
@@ -148,15 +144,11 @@ def test_targets_are_fractions_of_the_right_image(source: ImageSource) -> None:
 
 
 def test_rectangular_and_multi_scale_batches(source: ImageSource) -> None:
-    rectangular = TrainLoader(
-        source, LoaderConfig(3, SIZE, 32, 5, workers=0, rectangular=True), AugmentConfig()
-    )
+    rectangular = TrainLoader(source, LoaderConfig(3, SIZE, 32, 5, workers=0, rectangular=True), AugmentConfig())
     shapes = {batch.images.shape[2:] for batch in rectangular.epoch(0)}
     assert len(shapes) > 1
     assert all(side % 32 == 0 for shape in shapes for side in shape)
-    scaled = TrainLoader(
-        source, LoaderConfig(1, SIZE, 32, 5, workers=0, multi_scale=(0.5, 1.5)), AugmentConfig()
-    )
+    scaled = TrainLoader(source, LoaderConfig(1, SIZE, 32, 5, workers=0, multi_scale=(0.5, 1.5)), AugmentConfig())
     assert {batch.images.shape[2] for batch in scaled.epoch(0)} == {32, 64, 96}
 
 
@@ -203,9 +195,7 @@ def test_stopping_early_leaves_no_thread(source: ImageSource) -> None:
 
 @pytest.mark.parametrize(("rectangular", "pad"), [(True, 0.5), (True, 0.0), (False, 0.5)])
 def test_evaluation_boxes_come_back_to_the_file(dataset: Dataset, rectangular: bool, pad: float) -> None:
-    loader = EvaluationLoader(
-        ImageSource(dataset, SIZE, smooth=True), CONFIG, rectangular=rectangular, pad=pad
-    )
+    loader = EvaluationLoader(ImageSource(dataset, SIZE, smooth=True), CONFIG, rectangular=rectangular, pad=pad)
     seen = []
     for batch in loader:
         _, _, height, width = batch.images.shape
@@ -284,7 +274,5 @@ def test_annotations_are_a_handful_of_flat_arrays(dataset: Dataset) -> None:
 def test_preview_sheet(dataset: Dataset) -> None:
     sheet = preview_sheet(dataset, AugmentConfig(), size=SIZE, count=5, seed=1)
     assert sheet.shape == (2 * (SIZE + 4) + 4, 3 * (SIZE + 4) + 4, 3)
-    np.testing.assert_array_equal(
-        sheet, preview_sheet(dataset, AugmentConfig(), size=SIZE, count=5, seed=1)
-    )
+    np.testing.assert_array_equal(sheet, preview_sheet(dataset, AugmentConfig(), size=SIZE, count=5, seed=1))
     assert (sheet != preview_sheet(dataset, AugmentConfig(), size=SIZE, count=5, seed=2)).any()

@@ -219,9 +219,7 @@ def test_coco_keeps_ids_crowds_and_areas(tmp_path: Path, coco: dict[str, Any]) -
         ({"bbox": [1, 2, 10, 20], "category_id": 90}, "duplicate"),
     ],
 )
-def test_coco_problems_name_the_record(
-    tmp_path: Path, coco: dict[str, Any], change: dict[str, Any], kind: str
-) -> None:
+def test_coco_problems_name_the_record(tmp_path: Path, coco: dict[str, Any], change: dict[str, Any], kind: str) -> None:
     coco["annotations"].append({"id": 55, "image_id": 7, "category_id": 5, "bbox": [3, 3, 4, 4], **change})
     dataset = read_coco(save(tmp_path, coco), bad="skip")
     assert problems(dataset) == [(kind, "instances_train.json", "annotations[2] (id 55)")]

@@ -181,9 +181,7 @@ def test_auto_is_openvino_where_it_is_installed(
         open_engine("openvino", graph, weights, device="cpu")
 
 
-def test_without_torch_the_extra_is_named(
-    graph: Graph, weights: Weights, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_torch_the_extra_is_named(graph: Graph, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "scaledyolo.engines.torch")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingPackageError, match=r"scaledyolo\[train\]"):

@@ -136,9 +136,7 @@ def load_data(
 class _Machine:
     """The stack, marks and memo of one stream."""
 
-    def __init__(
-        self, builders: Mapping[str, Builder], persistent_load: Callable[[object], Any] | None
-    ) -> None:
+    def __init__(self, builders: Mapping[str, Builder], persistent_load: Callable[[object], Any] | None) -> None:
         self.globals: set[Global] = set()
         self._builders = builders
         self._persistent_load = persistent_load

@@ -252,9 +252,7 @@ def _read(opened: _Opened) -> ForeignCheckpoint:
                 tensors[name] = opened.storages.array(tensor)
     else:
         tensors = {
-            name: opened.storages.array(value)
-            for name, value in _entries(weights).items()
-            if isinstance(value, Tensor)
+            name: opened.storages.array(value) for name, value in _entries(weights).items() if isinstance(value, Tensor)
         }
     left_out = {*WEIGHT_KEYS, "optimizer"} if source else set(top)
     return ForeignCheckpoint(

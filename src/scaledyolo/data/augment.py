@@ -213,9 +213,7 @@ class Augmenter:
             )
         indices = [index, *rng.integers(self.num_images, size=3).tolist()]
         samples = [self.sample_of(number) for number in indices]
-        return jitter_mosaic(
-            samples, rng, output, jitter=config.jitter, resize=config.resize, rules=config.box_rules
-        )
+        return jitter_mosaic(samples, rng, output, jitter=config.jitter, resize=config.resize, rules=config.box_rules)
 
     def _recolour(self, sample: Sample, rng: np.random.Generator, chances: np.ndarray) -> Sample:
         config = self.config

@@ -27,9 +27,7 @@ def scale_hsv(image: Image, hue: float, saturation: float, value: float) -> Imag
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=hsv), np.uint8)
 
 
-def draw_hsv(
-    rng: np.random.Generator, hue: float, saturation: float, value: float
-) -> tuple[float, float, float]:
+def draw_hsv(rng: np.random.Generator, hue: float, saturation: float, value: float) -> tuple[float, float, float]:
     """Gains 1 + U(-1, 1) * (hue, saturation, value) (specification 4.4)."""
     draws = 2.0 * rng.random(3) - 1.0
     return 1.0 + float(draws[0]) * hue, 1.0 + float(draws[1]) * saturation, 1.0 + float(draws[2]) * value

@@ -127,9 +127,7 @@ def _place(
     shift_x, shift_y = shift[0] - crop.left * across, shift[1] - crop.top * down
     left, top, right, bottom = window
     red, green, blue, _ = cv2.mean(sample.image)
-    patch = Patch(
-        sample.image, across, down, shift_x, shift_y, (left, top, right, bottom), fill=(red, green, blue)
-    )
+    patch = Patch(sample.image, across, down, shift_x, shift_y, (left, top, right, bottom), fill=(red, green, blue))
     paint(image, patch)
     factors = np.array((across, down, across, down), np.float32)
     whole = sample.boxes_xyxy * factors + np.array((shift_x, shift_y, shift_x, shift_y), np.float32)

@@ -44,9 +44,7 @@ def open_dataset(
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file or folder.{nearest(path.name, siblings)}")
     is_folder = path.is_dir()
-    dataset = (
-        _open_folder(path, split, names, bad, check) if is_folder else _open_file(path, split, bad, check)
-    )
+    dataset = _open_folder(path, split, names, bad, check) if is_folder else _open_file(path, split, bad, check)
     if len(dataset) == 0:
         raise DataError(f"{dataset.source}: no usable image; {dataset.report}")
     return dataset

@@ -180,9 +180,7 @@ class EvaluationLoader:
         return len(self.plans)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _run(
-            self.plans, self._make, self.source, self.config.workers, self.config.prefetch, self._count_wait
-        )
+        return _run(self.plans, self._make, self.source, self.config.workers, self.config.prefetch, self._count_wait)
 
     def _make(self, plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8]) -> _Made:
         index = int(plan.indices[slot])
@@ -266,9 +264,7 @@ def _run(
         cv2.setNumThreads(opencv_threads)
 
 
-def _guarded(
-    make: _Maker, plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8], source: ImageSource
-) -> _Made:
+def _guarded(make: _Maker, plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8], source: ImageSource) -> _Made:
     """Make one sample; an error says for which image, since mosaics and threads hide it."""
     try:
         return make(plan, slot, planes)
@@ -284,9 +280,7 @@ def _buffer(plan: BatchPlan) -> npt.NDArray[np.uint8]:
     return np.empty((len(plan.indices), 3, height, width), np.uint8)
 
 
-def _collate(
-    plan: BatchPlan, images: npt.NDArray[np.uint8], made: Sequence[_Made], source: ImageSource
-) -> Batch:
+def _collate(plan: BatchPlan, images: npt.NDArray[np.uint8], made: Sequence[_Made], source: ImageSource) -> Batch:
     return Batch(
         images=images,
         targets=np.concatenate([item.rows for item in made]),

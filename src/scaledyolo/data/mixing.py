@@ -79,9 +79,7 @@ def cutout(sample: Sample, rng: np.random.Generator, *, max_covered: float = 0.6
     return replace(sample, image=image, boxes_xyxy=boxes, class_ids=class_ids)
 
 
-def covered_share(
-    boxes_xyxy: npt.NDArray[np.float32], window: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def covered_share(boxes_xyxy: npt.NDArray[np.float32], window: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """(n,) share of each box's area that lies in the window (4,)."""
     low = np.maximum(boxes_xyxy[:, :2], window[:2])
     sides = np.maximum(np.minimum(boxes_xyxy[:, 2:], window[2:]) - low, 0)

@@ -113,5 +113,3 @@ def different_bits(one: np.uint64, others: npt.NDArray[np.uint64]) -> npt.NDArra
     """(n,) number of bits in which ``others`` (n,) differ from ``one``."""
     bits = np.unpackbits((others ^ one).reshape(-1, 1).view(np.uint8), axis=1)
     return np.asarray(bits.sum(axis=1), np.int64)
-
-

@@ -34,9 +34,7 @@ def preview_sheet(
     source = ImageSource(dataset, size)
     augmenter = Augmenter(source.sample, len(source), size, config, transform)
     order = epoch_order(len(source), seed, 0)
-    samples = [
-        augmenter(int(order[number % len(order)]), sample_generator(seed, 0, number)) for number in range(count)
-    ]
+    samples = [augmenter(int(order[number % len(order)]), sample_generator(seed, 0, number)) for number in range(count)]
     return tile_images([draw_boxes(sample, dataset.names) for sample in samples])
 
 

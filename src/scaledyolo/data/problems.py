@@ -151,9 +151,7 @@ def accept_box(box: RawBox, height: int, width: int, report: Report, file: objec
     )
 
 
-def accept_boxes(
-    boxes: list[RawBox], height: int, width: int, report: Report, file: object
-) -> list[RawBox]:
+def accept_boxes(boxes: list[RawBox], height: int, width: int, report: Report, file: object) -> list[RawBox]:
     """All boxes of one image that can be used; rows that say the same twice are kept once."""
     kept: list[RawBox] = []
     seen: dict[tuple[float, ...], str] = {}

@@ -83,9 +83,7 @@ def _split_stems(folder: Path, split: str | None, report: Report) -> dict[str, t
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         known = available_splits(folder)
-        raise DataError(
-            f"{path}: no such split; found are {', '.join(known) or 'none'}.{nearest(split, known)}"
-        )
+        raise DataError(f"{path}: no such split; found are {', '.join(known) or 'none'}.{nearest(split, known)}")
     stems: dict[str, tuple[object, int]] = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
         words = line.split()
@@ -156,9 +154,7 @@ def _size_agrees(root: Element, size: tuple[int, int], file: Path, report: Repor
     return report.add("size-mismatch", file, place, reason, fixable=True)
 
 
-def _read_objects(
-    root: Element, file: Path, names: tuple[str, ...], offset: float, report: Report
-) -> list[RawBox]:
+def _read_objects(root: Element, file: Path, names: tuple[str, ...], offset: float, report: Report) -> list[RawBox]:
     boxes = []
     class_of = {name: number for number, name in enumerate(names)}
     for item in root.iter("object"):
@@ -180,7 +176,5 @@ def _read_objects(
         difficult = (item.findtext("difficult") or "0").strip() == "1"
         corners_at = item.find("bndbox")
         place = _line(item if corners_at is None else corners_at)
-        boxes.append(
-            RawBox(left - offset, top - offset, right, bottom, class_of[name], place, difficult=difficult)
-        )
+        boxes.append(RawBox(left - offset, top - offset, right, bottom, class_of[name], place, difficult=difficult))
     return boxes

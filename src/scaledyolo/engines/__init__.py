@@ -1,12 +1,12 @@
 """Runtimes behind one seam, :class:`~scaledyolo.engines.base.Engine`.
 
-    select           open_engine("auto" | "openvino" | "onnxruntime" | "torch", graph, weights, device=...) -> Engine
-    base             the seam, and what all engines check
-    openvino         the default on x86, free of torch
-    onnxruntime      the default elsewhere, free of torch
-    torch            for GPUs; needs the train extra
-    compiled_cache   compiled models on disk
-    faithful         whether fewer bits will do, measured
+select           open_engine("auto" | "openvino" | "onnxruntime" | "torch", graph, weights, device=...) -> Engine
+base             the seam, and what all engines check
+openvino         the default on x86, free of torch
+onnxruntime      the default elsewhere, free of torch
+torch            for GPUs; needs the train extra
+compiled_cache   compiled models on disk
+faithful         whether fewer bits will do, measured
 """
 
 from scaledyolo.engines.base import Engine

@@ -100,9 +100,7 @@ class OnnxRuntimeEngine:
 
     def run(self, images: Array) -> list[Array]:
         """Raw maps of the heads, float32; see :class:`~scaledyolo.engines.base.Engine`."""
-        check_images(
-            images, channels=self._channels or 3, size=self.size, batch=self.batch, stride=self._stride
-        )
+        check_images(images, channels=self._channels or 3, size=self.size, batch=self.batch, stride=self._stride)
         outputs: list[Array] = self._session.run(None, {self._input: images})
         return outputs
 
@@ -125,4 +123,3 @@ def _session_options(threads: int | None) -> Any:
     # Nodes run one after another; the threads share the work of each.
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     return options
-

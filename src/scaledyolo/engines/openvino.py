@@ -62,9 +62,7 @@ def import_openvino() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "openvino":
             raise
-        raise MissingPackageError(
-            "the openvino engine needs openvino; install it with: pip install openvino"
-        ) from None
+        raise MissingPackageError("the openvino engine needs openvino; install it with: pip install openvino") from None
     finally:
         del sys.modules[_TELEMETRY]
         sys.modules.update(hidden)

@@ -36,9 +36,7 @@ OPENCV_DARKNET = Protocol(
     "opencv-darknet", confidence=0.2, nms_iou=0.45, clip_boxes=False, source="OpenCV 4 readNetFromDarknet, NMSBoxes"
 )
 
-PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol for protocol in (COCO, TRAINING, DARKNET_MAP, OPENCV_DARKNET)
-}
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (COCO, TRAINING, DARKNET_MAP, OPENCV_DARKNET)}
 
 
 def protocol(name: str) -> Protocol:

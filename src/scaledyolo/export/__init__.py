@@ -1,12 +1,12 @@
 """Models in the formats of other runtimes, each proven to compute the same.
 
-    run             export(model, destination, format=...) -> ExportReport
-    verify          verify(artefact, against=model) -> VerificationReport
-    formats         what can be written, and how
-    torch_formats   TorchScript and torch.export; needs the train extra
-    compare         maps, boxes and detections of two networks
-    images          what they are compared on
-    report          the JSON file beside an artefact
+run             export(model, destination, format=...) -> ExportReport
+verify          verify(artefact, against=model) -> VerificationReport
+formats         what can be written, and how
+torch_formats   TorchScript and torch.export; needs the train extra
+compare         maps, boxes and detections of two networks
+images          what they are compared on
+report          the JSON file beside an artefact
 """
 
 from scaledyolo.export.formats import ELSEWHERE, FORMATS

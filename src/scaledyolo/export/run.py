@@ -143,4 +143,3 @@ def _sync(item: Path) -> None:
     for file in [item] if item.is_file() else _files(item):
         with file.open("rb+") as stream:
             os.fsync(stream.fileno())
-

@@ -136,9 +136,7 @@ def _case(
     if len(outputs) != len(expected):
         raise FormatError(f"the artefact has {len(outputs)} outputs, the network {len(expected)} heads")
     maps = tuple(compare_map(*item) for item in zip(names, outputs, expected, strict=True))
-    boxes = compare_boxes(
-        outputs, found.facts.detects, expected, reference.facts.detects, size, TOLERANCES[precision]
-    )
+    boxes = compare_boxes(outputs, found.facts.detects, expected, reference.facts.detects, size, TOLERANCES[precision])
     return Case(batch, height, width, maps, boxes)
 
 

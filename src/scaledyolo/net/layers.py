@@ -97,9 +97,7 @@ class Convolution(nn.Conv2d):
 
     norm: nn.Module | None
 
-    def __init__(
-        self, in_channels: int, op: Conv, eps: float, momentum: float, activation: ActivationFunction
-    ) -> None:
+    def __init__(self, in_channels: int, op: Conv, eps: float, momentum: float, activation: ActivationFunction) -> None:
         super().__init__(
             in_channels,
             op.filters,
@@ -255,8 +253,6 @@ def reorg(x: Tensor, block: int) -> Tensor:
     wide = x.reshape(batch, channels // block**2, height * block, width * block)
     deep = space_to_depth(wide, block, "row")
     return deep.reshape(batch, channels * block**2, height // block, width // block)
-
-
 
 
 Function = Callable[..., Tensor]

@@ -52,9 +52,7 @@ class Network(nn.Module):
         SpecError: ``logits`` was asked for and the map of an activated head does not end in a logistic of its own.
     """
 
-    def __init__(
-        self, graph: Graph, *, logits: bool = False, inference: bool = False, fast_mish: bool = False
-    ) -> None:
+    def __init__(self, graph: Graph, *, logits: bool = False, inference: bool = False, fast_mish: bool = False) -> None:
         super().__init__()
         self.graph = graph
         run = without_head_logistic(graph) if logits else graph
@@ -181,9 +179,7 @@ class _Factory:
         self._graph, self._inference, self._fast_mish = graph, inference, fast_mish
 
     def _activation(self, activation: Activation, *, fresh: bool = True) -> layers.ActivationFunction:
-        return layers.activation_function(
-            activation, fresh=fresh, inference=self._inference, fast_mish=self._fast_mish
-        )
+        return layers.activation_function(activation, fresh=fresh, inference=self._inference, fast_mish=self._fast_mish)
 
     def conv(self, node: Node) -> _Built:
         """Convolution with normalisation and activation."""

@@ -71,9 +71,7 @@ class Annotator:
 
 
 @functools.lru_cache(maxsize=8)
-def _drawers(
-    size: tuple[int, int], apart: bool, font_path: str | None
-) -> tuple[BoxAnnotator, RichLabelAnnotator]:
+def _drawers(size: tuple[int, int], apart: bool, font_path: str | None) -> tuple[BoxAnnotator, RichLabelAnnotator]:
     """Annotators for one image size. Pillow draws the text: OpenCV's font is thin and knows ASCII only."""
     import supervision as sv
 

@@ -35,9 +35,7 @@ FORMATS: Mapping[str, Callable[[Path, RunOptions], Writer]] = {
     "media": lambda folder, options: Annotated(folder),
     "jsonl": lambda folder, options: JsonLines(folder),
     "csv": lambda folder, options: Csv(folder),
-    "coco": lambda folder, options: CocoResults(
-        folder, category_ids=options.category_ids, image_ids=options.image_ids
-    ),
+    "coco": lambda folder, options: CocoResults(folder, category_ids=options.category_ids, image_ids=options.image_ids),
     "yolo": lambda folder, options: YoloText(folder, with_confidence=options.yolo_confidence),
     "crops": lambda folder, options: Crops(folder),
 }

@@ -1,9 +1,9 @@
 """From raw head maps to detections: decode, then suppress. NumPy or torch, the same lines.
 
-    Candidates          boxes xyxy, scores and class ids of one image
-    decode_candidates   maps -> the candidates above a threshold (the run-time path)
-    decode_all          maps -> every row decoded (parity, training, ensembles)
-    NMS, suppress       candidates -> survivors, by one of eight kinds of suppression
+Candidates          boxes xyxy, scores and class ids of one image
+decode_candidates   maps -> the candidates above a threshold (the run-time path)
+decode_all          maps -> every row decoded (parity, training, ensembles)
+NMS, suppress       candidates -> survivors, by one of eight kinds of suppression
 """
 
 from scaledyolo.postprocess.candidates import Candidates

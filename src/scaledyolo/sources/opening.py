@@ -97,8 +97,6 @@ def _open_path(path: Path, *, recursive: bool, max_pixels: int) -> FrameSource:
     return VideoFile(path)
 
 
-
-
 def _exists(path: Path) -> bool:
     """Whether something has this name, a link that leads nowhere included; False for impossible names."""
     try:
