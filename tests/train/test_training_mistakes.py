@@ -298,9 +298,7 @@ def test_another_recipe_or_model_is_no_resume(world: Any, trained: Path, sentenc
     ("flags", "expected"),
     [("flags : fpu avx512_bf16 sse", True), ("flags : amx_bf16", True), ("flags : avx2", False), ("", False)],
 )
-def test_bf16_is_chosen_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool
-) -> None:
+def test_bf16_is_chosen_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch, flags: str, expected: bool) -> None:
     from scaledyolo.train.machine import cpu_has_bf16
 
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"processor: 0\n{flags}\n")

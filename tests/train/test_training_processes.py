@@ -180,3 +180,16 @@ def test_a_missing_process_is_named_with_the_place_where_the_other_waits(case: s
     assert f"SENTENCE process 0 of 2 waited at {place} for the others, for at most 2 s" in said
     if case == "meet":
         assert "1" in said.partition("gave up")[2], "the missing rank is named"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="SyncBN needs two GPUs")
+def test_two_gpus_share_the_statistics_of_normalisations(world: Any) -> None:
+    data = world.write_shapes(world.folder / "set", 12)
+    for out, devices in (("one", 1), ("two", 2)):
+        arguments = world.arguments(world.short_recipe(3), "--device", "cuda", "--devices", devices, data=data, out=out)
+        done = world.run(*arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for alone, together in zip(*(rows(world.folder / out / "train") for out in ("one", "two")), strict=True):
+        for name in ("box", "objectness", "class"):
+            assert float(together[name]) == pytest.approx(float(alone[name]), rel=1e-3), (name, alone["epoch"])

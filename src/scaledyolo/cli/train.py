@@ -143,6 +143,7 @@ class Train:
         return Run(spec=spec, recipes=stages, settings=settings, data=source), start
 
     def _settings(self) -> Settings:
+        from scaledyolo.train.machine import device_type, resolve_precision
         from scaledyolo.train.settings import Settings
 
         return Settings(
@@ -150,7 +151,8 @@ class Train:
             device=self.device,
             devices=self.devices,
             nodes=self.nodes,
-            precision=self.precision,
+            # What "auto" means here and now, so that a resume on another machine goes on with the same.
+            precision=resolve_precision(self.precision, device_type(self.device)),
             workers=self.workers,
             cache=self.cache,
             evaluate_every=self.evaluate_every,
@@ -195,11 +197,9 @@ class Train:
     def _fit_memory(self, memory: str, stages: tuple[Recipe, ...], spec: ModelSpec, settings: Settings) -> Any:
         from scaledyolo.arch.lower import lower
         from scaledyolo.arch.memory import parse_bytes
-        from scaledyolo.train.machine import device_type, resolve_precision
         from scaledyolo.train.microbatch import fit_memory
 
-        precision = resolve_precision(settings.precision, device_type(settings.device))
-        bits: Literal["16", "32"] = "32" if precision == "32" else "16"
+        bits: Literal["16", "32"] = "32" if settings.precision == "32" else "16"
         graph = lower(spec)
         return tuple(
             fit_memory(recipe, graph, parse_bytes(memory), bits, processes=settings.world_size) for recipe in stages
