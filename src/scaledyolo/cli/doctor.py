@@ -137,5 +137,3 @@ def class_lines(counts: Mapping[str, int], *, width: int = 40, shown: int = 20) 
     bars = ((name[:18], "#" * round(width * count / most), count) for name, count in ordered[:shown])
     lines = [f"  {name:<18}{bar:<{width}} {count}" for name, bar, count in bars]
     return lines + ([f"  and {len(ordered) - shown} more classes"] if len(ordered) > shown else [])
-
-
