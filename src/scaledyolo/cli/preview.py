@@ -17,7 +17,7 @@ class Preview:
 
     data: Path
     """Folder or file of the data set; its format is recognised by looking."""
-    recipe: str = "custom"
+    recipe: str = "small"
     """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values of the recipe to change, such as augmentation.mosaic=0."""

@@ -26,7 +26,7 @@ class Train:
     """Folder or file of the data set; its format is recognised by looking. With --resume: where it lies now."""
     model: str = "yolov4-tiny"
     """Zoo name or spec file; the number of classes follows the data."""
-    recipe: str = "custom"
+    recipe: str = "small"
     """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values of the recipe to change, such as schedule.epochs=40."""
