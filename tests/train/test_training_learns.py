@@ -95,7 +95,16 @@ def test_a_run_leaves_a_table_a_manifest_and_tensorboard_files(world: Any, capsy
     last_words = capsys.readouterr().err
     assert "peak memory" in last_words
     assert "waiting for data" in last_words
-    assert "Automatic Mixed Precision" not in last_words
+
+
+def test_half_precision_learns_too_and_nothing_but_the_run_speaks(world: Any) -> None:
+    """In a process of its own, since libraries speak once: a line for each epoch and one at the end."""
+    done = world.run(*world.arguments(world.short_recipe(6), "--precision", "bf16", "--device", "cpu"))
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["epoch"] * 6 + ["6"]
+    assert len(done.stdout.splitlines()) == 1
+    first, *_, last = rows(world.folder / "runs" / "train")
+    assert float(last["box"]) < 0.95 * float(first["box"])
 
 
 def test_it_stops_early_when_nothing_gets_better(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
