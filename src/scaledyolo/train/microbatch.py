@@ -27,9 +27,7 @@ def fit_memory(recipe: Recipe, graph: Graph, available: int, bits: HalfOrFull, *
     batch = processes * fitting_batch(graph, side, share, available, bits)
     if batch >= recipe.batch:
         return recipe
-    decay = scaled_weight_decay(
-        recipe.optimiser.weight_decay, recipe.batch, recipe.optimiser.nominal_batch
-    )
+    decay = scaled_weight_decay(recipe.optimiser.weight_decay, recipe.batch, recipe.optimiser.nominal_batch)
     schedule = recipe.schedule
     return replace(
         recipe,

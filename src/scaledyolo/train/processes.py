@@ -26,9 +26,7 @@ from scaledyolo.train.settings import Settings
 
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 # How the back ends of torch.distributed say that somebody did not come.
-_LOST = re.compile(
-    r"tim(ed|e) ?out|connection (closed|reset|refused)|broken pipe|monitoredBarrier|peer", re.IGNORECASE
-)
+_LOST = re.compile(r"tim(ed|e) ?out|connection (closed|reset|refused)|broken pipe|monitoredBarrier|peer", re.IGNORECASE)
 
 
 class ProcessError(ScaledYoloError):
