@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
@@ -33,8 +33,18 @@ def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str])
     except SystemExit as end:
         if not end.code:
             raise
-        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(command)]
+        flags = option_names(command)
         raise UsageError(f"{one_sentence(complaint.getvalue(), flags)} See `scaledyolo {verb} --help`.") from None
+
+
+def option_names(command: type[Any]) -> list[str]:
+    """The options of a verb as they are typed; arguments that go by their place have none."""
+    hints = get_type_hints(command, include_extras=True)
+    return [
+        f"--{field.name.replace('_', '-')}"
+        for field in dataclasses.fields(command)
+        if tyro.conf.Positional not in getattr(hints[field.name], "__metadata__", ())
+    ]
 
 
 def one_sentence(box: str, flags: Sequence[str]) -> str:
