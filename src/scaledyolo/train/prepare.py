@@ -125,8 +125,9 @@ def make_loaders(
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the half-written files of a run that was killed while it saved."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
+    for pattern in (".*.part", ".tmp*"):  # ours, and those of safetensors
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def check_classes(spec: ModelSpec, *datasets: Dataset | None) -> None:
