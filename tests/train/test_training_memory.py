@@ -21,7 +21,7 @@ def images_per_step(recipe: Recipe) -> int:
 
 @pytest.mark.parametrize("batch", [16, 24, 64, 96, 128])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("gigabytes", [1.0, 2.0, 4.0, 1000.0])
+@pytest.mark.parametrize("gigabytes", [1.5, 2.0, 4.0, 1000.0])
 def test_an_optimiser_step_stays_what_it_was(batch: int, processes: int, gigabytes: float) -> None:
     graph = lower(find("yolov4-tiny"))
     recipe = RECIPES["csp"].replace(f"batch={batch}")
