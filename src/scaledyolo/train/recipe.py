@@ -284,7 +284,7 @@ _SMALL = Recipe(
     batch=16,
     # An optimiser step for every batch: at the nominal batch of 64 so few images would give too few steps.
     optimiser=Optimiser(learning_rate=0.02, nominal_batch=16),
-    schedule=Schedule(epochs=66, final_factor=0.02, warmup_min_steps=60, plain_epochs=10),
+    schedule=Schedule(epochs=60, final_factor=0.02, warmup_min_steps=60, plain_epochs=10),
     loss=Loss(objectness_gain=1.0, class_gain=0.5),
     ema=Ema(decay=0.998, ramp_updates=200),  # the published ramp would outlast such a training
     augmentation=AugmentConfig(translate=0.1, scale=0.5, scale_extra=0.1),
