@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -21,7 +22,6 @@ from numpy.typing import NDArray
 from scaledyolo import Checkpoint, Detector, Graph, load_graph
 from scaledyolo.classes import COCO_NAMES
 from scaledyolo.detector import STAGES, StageTimes
-from scaledyolo.runnable import Runnable
 from scaledyolo.weights import random_weights
 
 # Name, input side, milliseconds that resizing, decoding and suppressing may take together.
@@ -94,7 +94,7 @@ def main() -> None:
         if "--network" in sys.argv:
             network = statistics.median(stage_rounds(detector, image)["network"])
         maps = busy_maps(graph, side)
-        detector.network = Runnable(PreparedEngine(maps), detector.network.facts)
+        detector.views = (replace(detector.views[0], run=PreparedEngine(maps).run),)
         found = len(detector(image))
         rounds = stage_rounds(detector, image)
         del rounds["network"]

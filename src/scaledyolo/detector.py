@@ -1,4 +1,8 @@
-"""Story 1: an image becomes detections. Letterbox, engine, decode, suppress, undo the letterbox."""
+"""Story 1: an image becomes detections. Letterbox, engine, decode, suppress, undo the letterbox.
+
+With test-time augmentation or an ensemble there are several views of the letterboxed image (:mod:`scaledyolo.views`);
+the engine and decode take each, and suppress merges what they found.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from scaledyolo.data.letterbox import Placement, images_to_input, letterbox, stretch
+from scaledyolo.data.letterbox import Placement, letterbox, stretch
 from scaledyolo.errors import UsageError, nearest
-from scaledyolo.postprocess import NMS, Candidates, decode_candidates, suppress
+from scaledyolo.postprocess import NMS, Candidates, Merge, merge_views
+from scaledyolo.postprocess.fusion import check_merge
 from scaledyolo.runnable import ModelSource, open_runnable, rows_as_candidates
+from scaledyolo.views import inputs_of, views_of
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -68,6 +75,10 @@ class Detector:
         threads: threads of the engine on a CPU; by default all cores.
         names: class names or a file with one a line; by default those in the checkpoint or beside the cfg.
         download: whether official weights that are not in the cache may be fetched.
+        tta: test-time augmentation: whether each network looks three times, once mirrored and twice shrunk, for two to
+            three times the cost.
+        ensemble: further models of the same classes; they are shown what ``model`` is shown, at its size.
+        merge: how the views of an image become one answer: "nms" suppresses them together, "wbf" fuses their boxes.
 
     Raises:
         ScaledYoloError: the model cannot be read, or an option does not fit it; one sentence.
@@ -92,19 +103,26 @@ class Detector:
         threads: int | None = None,
         names: str | os.PathLike[str] | Sequence[str] | None = None,
         download: bool = False,
+        tta: bool = False,
+        ensemble: Sequence[ModelSource] = (),
+        merge: Merge = "nms",
     ) -> None:
         if not 0 <= confidence <= 1:
             raise UsageError(f"confidence must lie between 0 and 1, got {confidence}")
         if resize not in (None, "letterbox", "stretch"):
             raise UsageError(f"resize is 'letterbox' or 'stretch', got {resize!r}")
-        self.network = open_runnable(
-            model, engine=engine, device=device, half=half, threads=threads, names=names, download=download
-        )
+        if isinstance(ensemble, (str, os.PathLike)):
+            raise UsageError(
+                f"an ensemble is a list of models, got {os.fspath(ensemble)!r}; write [{os.fspath(ensemble)!r}]"
+            )
+        open_one = partial(open_runnable, engine=engine, device=device, half=half, threads=threads, download=download)
+        self.network = open_one(model, names=names)
         self.engine, facts = self.network.engine, self.network.facts
         self.names = facts.class_names
         self.category_ids = facts.category_ids
         self.height, self.width = (size, size) if isinstance(size, int) else size or (facts.height, facts.width)
-        facts.check_size(self.height, self.width)
+        networks = (self.network, *(open_one(other) for other in ensemble))
+        self.views = views_of(networks, self.height, self.width, tta=tta)
         if facts.nms is not None and (confidence < facts.nms.confidence or multi_label):
             raise UsageError(
                 f"{facts.name}: suppression is part of this exported network, with one class a box and confidence "
@@ -113,10 +131,11 @@ class Detector:
         self.resize = resize or facts.resize
         self.confidence = confidence
         self.nms = nms or NMS(iou=iou, class_agnostic=agnostic, max_detections=max_detections)
+        self.merge: Merge = merge
+        check_merge(merge, self.nms, len(self.views))
         self.class_ids = None if classes is None else tuple(self._class_id(item) for item in classes)
         self.multi_label = multi_label
         self.times = StageTimes()
-        self.detects = facts.detects
         self._lock = threading.Lock()
         self._names_array = np.array(self.names)
         array_namespace(self._names_array)  # imports what decoding needs here, not in the time of the first image
@@ -141,7 +160,7 @@ class Detector:
         return self.detect_batch([as_rgb(image, bgr=bgr)])[0]
 
     def detect_batch(self, images: Sequence[RgbImage]) -> list[sv.Detections]:
-        """Detections of each image (height, width, 3) uint8 RGB; the network runs once over all of them."""
+        """Detections of each image (height, width, 3) uint8 RGB; all of them go through the network together."""
         found = self.candidates(images)
         return [self.as_detections(candidates) for candidates in found]
 
@@ -151,13 +170,13 @@ class Detector:
             return []
         clock = [time.perf_counter()]
         placed = [self._place(image) for image in images]
-        batch = images_to_input([canvas for canvas, _ in placed])
+        inputs = inputs_of(self.views, [canvas for canvas, _ in placed])
         clock.append(time.perf_counter())
-        maps = self.network.run(batch)
+        outputs = [view.run(batch) for view, batch in zip(self.views, inputs, strict=True)]
         clock.append(time.perf_counter())
-        candidates = self._decode(maps)
+        candidates = self._decode(outputs)
         clock.append(time.perf_counter())
-        kept = [suppress(found, self.nms) for found in candidates]
+        kept = [merge_views(found, self.nms, self.merge, self.confidence) for found in candidates]
         result = [_in_image(found, placement) for found, (_, placement) in zip(kept, placed, strict=True)]
         clock.append(time.perf_counter())
         self._count(len(images), clock)
@@ -189,11 +208,15 @@ class Detector:
     def _detect_frames(self, frames: Sequence[Frame]) -> list[sv.Detections]:
         return self.detect_batch([frame.image for frame in frames if frame.image is not None])
 
-    def _decode(self, outputs: Sequence[npt.NDArray[np.float32]]) -> list[Candidates]:
+    def _decode(self, outputs: Sequence[Sequence[npt.NDArray[Any]]]) -> list[tuple[Candidates, ...]]:
+        """For each image the candidates of each view, from the outputs of each view."""
         if self.network.facts.nms is not None:
-            return rows_as_candidates(outputs, self.confidence, self.class_ids)
-        size = (self.height, self.width)
-        return decode_candidates(outputs, self.detects, size, self.confidence, self.multi_label, self.class_ids)
+            return [(found,) for found in rows_as_candidates(outputs[0], self.confidence, self.class_ids)]
+        found_by_view = (
+            view.decode(maps, self.confidence, self.multi_label, self.class_ids)
+            for view, maps in zip(self.views, outputs, strict=True)
+        )
+        return list(zip(*found_by_view, strict=True))
 
     def _place(self, image: RgbImage) -> tuple[RgbImage, Placement]:
         place = letterbox if self.resize == "letterbox" else stretch

@@ -19,7 +19,7 @@ from scaledyolo import NMS, Detector
 from scaledyolo.data.formats import open_dataset
 from scaledyolo.evaluate.arrays import predictions_to_coco
 from scaledyolo.evaluate.protocols import OPENCV_DARKNET
-from scaledyolo.evaluate.run import ground_truth, predict
+from scaledyolo.evaluate.run import ground_truth, predict_views
 
 pytestmark = pytest.mark.shared
 
@@ -42,8 +42,7 @@ def detector(shared) -> Detector:
 def test_average_precision_is_that_of_opencv(shared, name):
     detector = opened(shared, name, resize="stretch")
     dataset = open_dataset(shared / "data" / "coco_mini", "val")
-    size = (detector.height, detector.width)
-    found = predict(dataset, detector.engine.run, detector.detects, *size, OPENCV_DARKNET, resize="stretch")
+    found = predict_views(dataset, detector.views, OPENCV_DARKNET, resize="stretch")
 
     truth = COCO(str(shared / "data" / "coco_mini" / "instances_val.json"))
     judge = COCOeval(truth, truth.loadRes(predictions_to_coco(found, ground_truth(dataset))), "bbox")

@@ -72,6 +72,12 @@ class Detect:
     """Whether a folder includes its subfolders."""
     download: bool = False
     """Fetch official weights that are not in the cache yet."""
+    tta: bool = False
+    """Test-time augmentation: look at each image three times, once mirrored and twice shrunk."""
+    ensemble: tuple[str, ...] = ()
+    """Further models of the same classes, whose detections are merged with those of the model."""
+    merge: Literal["nms", "wbf"] = "nms"
+    """How several views of an image become one answer: suppressed together, or fused by weighted boxes."""
 
     def run(self) -> int:
         from scaledyolo.detector import Detector
@@ -100,6 +106,9 @@ class Detect:
             threads=self.threads,
             names=self.names,
             download=self.download,
+            tta=self.tta,
+            ensemble=self.ensemble,
+            merge=self.merge,
         )
         ids = detector.category_ids
         options = RunOptions(category_ids=None if ids is None else dict(enumerate(ids)))
@@ -181,12 +190,16 @@ def tiled(detector: Detector, side: int) -> Callable[[Sequence[Any]], list[Any]]
 
 def report(writer: RunWriter, detector: Detector, seconds: float) -> None:
     """The last words of a run: what was found, how long each stage took, what had to be skipped."""
+    from scaledyolo.views import describe_views
+
     summary = writer.summary
     counts = ", ".join(f"{count} {name}" for name, count in summary.detections_by_class.most_common())
     print(f"{summary.num_frames} images, {summary.num_detections} objects" + (f": {counts}" if counts else ""))
     times = detector.times.milliseconds_per_image()
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in times.items())
     print(f"{stages} ms an image ({detector.engine.name} on {detector.engine.device}), {seconds:.2f} s in all")
+    if len(detector.views) > 1:
+        print(describe_views(detector.views, detector.merge))
     if writer.folder is not None:
         print(f"results in {writer.folder}")
     for failure in summary.failures[:SHOWN_FAILURES]:

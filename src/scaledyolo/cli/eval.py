@@ -34,7 +34,13 @@ class Eval:
     protocol: str = "coco"
     """Thresholds: coco (0.001, NMS 0.65), training (0.001, 0.6), darknet-map (0.005, 0.45), opencv-darknet."""
     compare: Path | None = None
-    """Another checkpoint, compared with this one image by image."""
+    """Another checkpoint, compared with this one image by image; --tta holds for both."""
+    tta: bool = False
+    """Test-time augmentation: look at each image three times, once mirrored and twice shrunk."""
+    ensemble: tuple[str, ...] = ()
+    """Further checkpoints of the same classes, whose detections are merged with those of the model."""
+    merge: Literal["nms", "wbf"] = "nms"
+    """How several views of an image become one answer: suppressed together, or fused by weighted boxes."""
     names: Path | None = None
     """File with one class name a line, for Darknet models."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
@@ -61,20 +67,24 @@ class Eval:
         from scaledyolo.evaluate.analysis import analyse
         from scaledyolo.evaluate.protocols import protocol
         from scaledyolo.evaluate.run import ground_truth
+        from scaledyolo.views import describe_views, relative_cost
 
         rules = protocol(self.protocol)
         if not 1 <= len(self.model) <= 2:
             raise UsageError("give one model, or cfg and weights")
-        detector = self._detector(self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1]))
+        model = self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1])
+        detector = self._detector(model, self.merge, self.ensemble)
         dataset = open_dataset(self.data, self.split, bad=self.bad)
         truth = ground_truth(dataset)
         found = self._predict(detector, dataset, rules)
         analysis = analyse(truth, found, protocol=rules, confidence=self.conf)
         comparison = self._compare(dataset, rules, analysis) if self.compare else None
         if self.json:
-            print(json.dumps(figures(analysis), indent=2))
+            print(json.dumps(figures(analysis, relative_cost(detector.views)), indent=2))
             return 0
         print(text(analysis, dataset))
+        if len(detector.views) > 1:
+            print(describe_views(detector.views, detector.merge))
         if comparison is not None:
             gain = comparison.ap
             print(
@@ -85,7 +95,9 @@ class Eval:
             self._report(detector, dataset, truth, found, analysis, comparison)
         return 0
 
-    def _detector(self, model: str | tuple[str, str]) -> Detector:
+    def _detector(
+        self, model: str | tuple[str, str], merge: Literal["nms", "wbf"], ensemble: tuple[str, ...] = ()
+    ) -> Detector:
         from scaledyolo.detector import Detector
 
         return Detector(
@@ -95,25 +107,31 @@ class Eval:
             engine=self.engine,
             device=self.device,
             names=self.names,
+            tta=self.tta,
+            ensemble=ensemble,
+            merge=merge,
         )
 
     def _predict(self, detector: Detector, dataset: Dataset, rules: Protocol) -> Predictions:
         from scaledyolo.cli.progress import progress_bar
-        from scaledyolo.evaluate.run import predict
+        from scaledyolo.evaluate.run import predict_views
 
+        if detector.network.facts.nms is not None:
+            raise UsageError(
+                f"{detector.network.facts.name}: suppression is part of this exported network, but the figures need "
+                "every candidate; measure the checkpoint, or what is exported without --nms"
+            )
         if len(detector.names) != dataset.num_classes:
             raise DataError(
                 f"the model knows {len(detector.names)} classes, {dataset.source} has {dataset.num_classes}; "
                 "measure on the data set that the model was trained for"
             )
         with progress_bar(len(dataset)) as advance:
-            return predict(
+            return predict_views(
                 dataset,
-                detector.network.run,
-                detector.detects,
-                detector.height,
-                detector.width,
+                detector.views,
                 rules,
+                merge=detector.merge,
                 resize=detector.resize,
                 batch=self.batch,
                 progress=advance,
@@ -124,7 +142,8 @@ class Eval:
         from scaledyolo.evaluate.matching import match
         from scaledyolo.evaluate.run import ground_truth
 
-        other = self._predict(self._detector(str(self.compare)), dataset, rules)
+        merge = self.merge if self.tta else "nms"  # the other model is no ensemble, so without TTA it has one view
+        other = self._predict(self._detector(str(self.compare), merge), dataset, rules)
         matching = match(ground_truth(dataset), other, max_detections=rules.scored_detections)
         return compare_average_precision(matching, analysis.matching)
 
@@ -139,12 +158,14 @@ class Eval:
     ) -> None:
         from scaledyolo.evaluate.report import ReportOptions, write_report
         from scaledyolo.outputs.files import create_run_folder
+        from scaledyolo.views import describe_views
 
         assert self.out is not None
         details = {
-            "model": " ".join(self.model),
+            "model": " ".join((*self.model, *self.ensemble)),
             "data": f"{dataset.source}, {len(dataset)} images",
             "input": f"{detector.height}x{detector.width}, {detector.resize}",
+            **({"views": describe_views(detector.views, detector.merge)} if len(detector.views) > 1 else {}),
             "engine": f"{detector.engine.name} {detector.engine.version} on {detector.engine.device}",
         }
         options = ReportOptions(details=details, compared_with=str(self.compare))
@@ -155,8 +176,8 @@ class Eval:
         print(f"report in {page}, figures in {numbers}")
 
 
-def figures(analysis: Analysis) -> dict[str, object]:
-    """The figures as plain values; those that are not defined are null."""
+def figures(analysis: Analysis, cost: float) -> dict[str, object]:
+    """The figures as plain values; those that are not defined are null. cost: pixels seen over those of one view."""
 
     def plain(value: float) -> float | None:
         return None if value != value else float(value)
@@ -165,6 +186,7 @@ def figures(analysis: Analysis) -> dict[str, object]:
     return {
         **{name: plain(value) for name, value in metrics.figures().items()},
         "protocol": analysis.protocol.name,
+        "relative_cost": cost,
         "class_ap": {name: plain(ap) for name, ap in zip(metrics.class_names, metrics.class_ap, strict=True)},
         "class_ap50": {name: plain(ap) for name, ap in zip(metrics.class_names, metrics.class_ap50, strict=True)},
     }

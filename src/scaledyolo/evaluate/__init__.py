@@ -11,5 +11,4 @@ confusion     confusion matrix
 error_types   localisation, confusion, duplicate, background, both, missed (TIDE)
 analysis      all of the above in one call
 report        one HTML page and one JSON file
-tta, fusion   test-time augmentation, weighted boxes fusion
 """

@@ -7,17 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 
 from scaledyolo.arch.ops import Detect
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.data.letterbox import Placement, images_to_input, letterbox, stretch
+from scaledyolo.data.letterbox import Placement, letterbox, stretch
+from scaledyolo.data.tta import TtaPass
 from scaledyolo.evaluate.arrays import GroundTruth, Predictions, predictions_from_lists
 from scaledyolo.evaluate.protocols import Protocol
-from scaledyolo.postprocess import NMS, Candidates, decode_candidates, suppress
-
-# Maps (batch, 3, height, width) float32 in [0, 1] to the raw map of each head.
-RunNetwork = Callable[[npt.NDArray[np.float32]], Sequence[npt.NDArray[np.floating]]]
+from scaledyolo.postprocess import NMS, Candidates, Merge, merge_views
+from scaledyolo.postprocess.fusion import check_merge
+from scaledyolo.views import NetworkInput, RunNetwork, View, inputs_of
 
 
 def ground_truth(dataset: Dataset) -> GroundTruth:
@@ -50,7 +49,7 @@ def predict(
     indices: Sequence[int] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Predictions:
-    """Run a network over every image of a data set.
+    """Run one network over every image of a data set.
 
     Args:
         dataset: the images.
@@ -66,15 +65,41 @@ def predict(
     Returns:
         Predictions in the pixels of the original images.
     """
+    plain = View(network, tuple(detects), TtaPass(height, width))
+    return predict_views(dataset, (plain,), protocol, resize=resize, batch=batch, indices=indices, progress=progress)
+
+
+def predict_views(
+    dataset: Dataset,
+    views: Sequence[View],
+    protocol: Protocol,
+    *,
+    merge: Merge = "nms",
+    resize: str = "letterbox",
+    batch: int = 8,
+    indices: Sequence[int] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Predictions:
+    """Like :func:`predict`, with test-time augmentation or an ensemble.
+
+    Args:
+        dataset: see :func:`predict`, as for what is not named here.
+        views: what looks at each image, all at canvases of the same size; see :func:`scaledyolo.views.views_of`.
+        protocol: thresholds and limits.
+        merge: how the views of an image become one answer, "nms" or "wbf".
+    """
     nms = NMS(iou=protocol.nms_iou, max_detections=protocol.max_detections)
+    check_merge(merge, nms, len(views))
     chosen = range(len(dataset)) if indices is None else indices
     found: list[Candidates] = [_nothing()] * len(dataset)
     with ThreadPoolExecutor(1) as ahead:
-        for rows, tensor, placements in _batches(ahead, dataset, chosen, height, width, resize, batch):
-            maps = network(tensor)
-            candidates = decode_candidates(maps, detects, (height, width), protocol.confidence, protocol.multi_label)
-            for row, image_candidates, placement in zip(rows, candidates, placements, strict=True):
-                kept = suppress(image_candidates, nms)
+        for rows, inputs, placements in _batches(ahead, dataset, chosen, views, resize, batch):
+            by_view = [
+                view.decode(view.run(tensor), protocol.confidence, protocol.multi_label)
+                for view, tensor in zip(views, inputs, strict=True)
+            ]
+            for row, candidates, placement in zip(rows, zip(*by_view, strict=True), placements, strict=True):
+                kept = merge_views(candidates, nms, merge, protocol.confidence)
                 boxes = placement.undo(np.asarray(kept.boxes_xyxy), clip=protocol.clip_boxes)
                 found[row] = Candidates(boxes, np.asarray(kept.scores), np.asarray(kept.class_ids))
             if progress is not None:
@@ -91,24 +116,24 @@ def _nothing() -> Candidates:
     return Candidates(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
-_Prepared = tuple[list[int], npt.NDArray[np.float32], list[Placement]]
+_Prepared = tuple[list[int], list[NetworkInput], list[Placement]]
 
 
 def _batches(
     ahead: ThreadPoolExecutor,
     dataset: Dataset,
     chosen: Sequence[int],
-    height: int,
-    width: int,
+    views: Sequence[View],
     resize: str,
     batch: int,
 ) -> Iterator[_Prepared]:
     """Batches in order, the next one decoded while this one is in use."""
     place = letterbox if resize == "letterbox" else stretch
+    height, width = views[0].augmentation.height, views[0].augmentation.width
 
     def prepare(rows: list[int]) -> _Prepared:
         placed = [place(dataset.load_image(row), height, width) for row in rows]
-        return rows, images_to_input([canvas for canvas, _ in placed]), [placement for _, placement in placed]
+        return rows, inputs_of(views, [canvas for canvas, _ in placed]), [placement for _, placement in placed]
 
     remaining = iter(chosen)
     groups = iter(lambda: list(islice(remaining, batch)), [])

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaledyolo.errors import UsageError
-from scaledyolo.evaluate.arrays import FloatArray
 
 # (factor, mirrored left to right), paper table 12.
 SCALES_AND_FLIPS = ((1.0, False), (0.83, True), (0.67, False))
@@ -27,9 +26,13 @@ class TtaPass:
 
     height: int  # of the network input before the pass
     width: int
-    scale: float
-    flip: bool
-    max_stride: int
+    scale: float = 1.0
+    flip: bool = False
+    max_stride: int = 1
+
+    def __str__(self) -> str:
+        height, width = self.padded_size
+        return f"{height}x{width}{' mirrored' if self.flip else ''}"
 
     @property
     def content_size(self) -> tuple[int, int]:
@@ -42,8 +45,13 @@ class TtaPass:
         height, width = (-(-side // self.max_stride) * self.max_stride for side in self.content_size)
         return height, width
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the network sees the input as it is."""
+        return not self.flip and self.content_size == self.padded_size == (self.height, self.width)
+
     def apply(self, canvas: NDArray[Any]) -> NDArray[Any]:
-        """The input of the pass.
+        """The input of the pass; the canvas itself where nothing changes.
 
         Args:
             canvas: (height, width, channels), uint8 0 to 255 or float 0 to 1.
@@ -54,6 +62,8 @@ class TtaPass:
         if canvas.shape[:2] != (self.height, self.width):
             expected, found = f"{self.height}x{self.width}", f"{canvas.shape[0]}x{canvas.shape[1]}"
             raise UsageError(f"this pass was made for an input of {expected} pixels, got {found}")
+        if self.changes_nothing:
+            return canvas
         mirrored = np.ascontiguousarray(canvas[:, ::-1]) if self.flip else canvas
         content_height, content_width = self.content_size
         if self.content_size != (self.height, self.width):
@@ -63,7 +73,7 @@ class TtaPass:
         padded[:content_height, :content_width] = mirrored.reshape(content_height, content_width, *canvas.shape[2:])
         return padded
 
-    def undo(self, boxes_xyxy: FloatArray, *, nominal: bool = False) -> FloatArray:
+    def undo(self, boxes_xyxy: NDArray[np.floating[Any]], *, nominal: bool = False) -> NDArray[np.float64]:
         """Boxes (n, 4) of the pass as boxes of the network input.
 
         Args:
