@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,8 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.graph_io import graph_from_dict, graph_to_dict
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
-from scaledyolo.errors import CheckpointError, ScaledYoloError, SpecError
+from scaledyolo.errors import CheckpointError, SpecError
+from scaledyolo.files import atomic_file
 from scaledyolo.weights import Weights, check_weights
 
 FORMAT = "scaledyolo/1"
@@ -71,7 +71,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     """Write a checkpoint atomically; ``dtype`` "float16" halves the file.
 
     Raises:
-        ScaledYoloError: the file cannot be written (disk full, no permission); nothing half-written remains.
+        OutputError: the file cannot be written (disk full, no permission); nothing half-written remains.
     """
     from safetensors.numpy import save
 
@@ -86,33 +86,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
     }
     with atomic_file(Path(path)) as temporary:
         temporary.write_bytes(save(tensors, metadata))
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well and vanishes when it does not.
-
-    Raises:
-        ScaledYoloError: the file system refused (disk full, no permission, no folder), in one sentence.
-    """
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise ScaledYoloError(f"cannot write {path}: {error.strerror or error}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as error:
-        raise ScaledYoloError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -12,12 +12,12 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from scaledyolo.errors import DownloadError
+from scaledyolo.files import atomic_file
 from scaledyolo.transfer import Partial, Progress, TransferError, transfer
 from scaledyolo.weights_registry import WeightsEntry, find_weights
 
@@ -187,16 +187,8 @@ def _record(target: Path, checksum: str, size: int) -> None:
     path = target.with_name(CHECKSUM_RECORD)
     with _turn(path.with_name(f".{path.name}.lock")):
         content = {**_read_record(path), target.name: {"checksum": checksum, "bytes": size}}
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
-                json.dump(content, out, indent=1, sort_keys=True)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
 
 
 @contextlib.contextmanager

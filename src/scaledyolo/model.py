@@ -13,7 +13,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
-from scaledyolo.errors import CheckpointError, FormatError, SpecError, UsageError, nearest
+from scaledyolo.errors import CheckpointError, FormatError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.checkpoint import Checkpoint
@@ -175,8 +175,3 @@ def _load_official(name: str, download: bool) -> Checkpoint:
             f"scaledyolo convert {weights} {name}.safetensors"
         )
     return from_darknet(spec, weights)
-
-
-def suggest(name: str) -> str:
-    """``Did you mean`` for a mistyped network name."""
-    return nearest(name, [*ZOO, *ALIASES])

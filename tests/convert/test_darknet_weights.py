@@ -14,7 +14,7 @@ from scaledyolo.arch.ops import Add, Affine, BatchNorm, Conv, Detect
 from scaledyolo.arch.zoo import ZOO
 from scaledyolo.convert.darknet_cfg import read_cfg, write_cfg
 from scaledyolo.convert.darknet_weights import expected_bytes, file_order, read_weights, write_weights
-from scaledyolo.errors import ConversionError, WeightsError
+from scaledyolo.errors import ConversionError, OutputError, WeightsError
 
 # Sizes of the published files in bytes (specification, table 1.1), header of 20 bytes; YOLOv2 of 16.
 FILE_BYTES = {
@@ -205,7 +205,7 @@ def test_partial_files_must_end_between_layers(tmp_path):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsError, match="cannot be read: No such file"):
         read_weights(tmp_path / "w.weights", small_graph())
-    with pytest.raises(WeightsError, match="cannot be written: No such file"):
+    with pytest.raises(OutputError, match="cannot be written: No such file"):
         write_weights(tmp_path / "no" / "w.weights", small_graph(), random_arrays(small_graph()))
 
 

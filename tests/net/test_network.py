@@ -81,7 +81,10 @@ def test_loading_is_strict(network: Network) -> None:
 
 def test_plain_state_dict_loads_strictly(network: Network) -> None:
     plain = dict(network.state_dict())
-    network.load_state_dict(plain, strict=True)
+    result = network.load_state_dict(plain, strict=True)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert list(plain) == list(network.graph.parameters)
 
 
 @pytest.mark.parametrize("activation", get_args(Activation))

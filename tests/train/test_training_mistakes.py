@@ -203,7 +203,7 @@ def test_a_disk_that_is_full_from_the_start(world: Any, trained: Path) -> None:
     assert done.returncode == 2
     complaints = [line for line in done.stderr.splitlines() if line.startswith("scaledyolo: ")]
     assert len(complaints) == 1
-    assert "cannot write" in complaints[0]
+    assert "cannot be written" in complaints[0]
     assert "Traceback" not in done.stderr
     left = {path.name for path in (world.folder / "full" / "train").iterdir() if path.is_file()}
     assert left == {"run.json"}
@@ -228,7 +228,7 @@ def test_a_disk_that_fills_up_while_training_keeps_what_was_saved(
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     monkeypatch.setattr(training, "save_state", limited)
-    assert "cannot write" in (said := sentence(world.arguments(world.short_recipe(4))))
+    assert "cannot be written" in (said := sentence(world.arguments(world.short_recipe(4))))
     assert "nothing was changed" in said
     folder = world.folder / "runs" / "train"
     assert load_state(folder / "state.safetensors").progress.epoch == 1

@@ -16,7 +16,7 @@ import numpy as np
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
-from scaledyolo.checkpoint import Checkpoint, atomic_file, load_checkpoint, load_description, save_checkpoint
+from scaledyolo.checkpoint import Checkpoint, load_checkpoint, load_description, save_checkpoint
 from scaledyolo.classes import category_ids_of, default_names, read_names
 from scaledyolo.convert.conversion_report import ConversionReport, LayerMatch, darknet_places, foreign_sources
 from scaledyolo.convert.conversion_request import Options, check_request
@@ -27,6 +27,7 @@ from scaledyolo.convert.foreign_keys import read_foreign
 from scaledyolo.convert.norm_form import branch_form, branch_weights
 from scaledyolo.convert.torch_pickle import ForeignCheckpoint, read_torch_checkpoint
 from scaledyolo.errors import CheckpointError, ConversionError, SpecError, UsageError
+from scaledyolo.files import atomic_file
 
 PathLike = str | os.PathLike[str]
 

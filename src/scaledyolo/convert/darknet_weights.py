@@ -11,7 +11,6 @@ import mmap
 import os
 import re
 import struct
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +23,7 @@ from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import Add, Affine, BatchNorm, Conv, Implicit
 from scaledyolo.convert.darknet_cfg import NORM_EPS, DarknetModel
 from scaledyolo.errors import ConversionError, WeightsError
+from scaledyolo.files import atomic_file
 
 Array = npt.NDArray[np.float32]
 
@@ -283,6 +283,7 @@ def write_weights(
     Raises:
         WeightsError: a parameter is missing, unknown or of another shape.
         ConversionError: the network has parameters that the format cannot hold.
+        OutputError: the file cannot be written; one of this name is unchanged.
     """
     header = _Header(version, seen)
     if not 0 <= seen < 2 ** (64 if header.long else 32):
@@ -290,24 +291,10 @@ def write_weights(
     names = _names_to_write(graph, arrays, allow_partial)
     shift = graph.norm_eps - NORM_EPS
     blocks = (_bytes_of(name, np.asarray(arrays[name]), shift) for name in names)
-    try:
-        _write_atomically(Path(path), header.pack(), blocks)
-    except OSError as error:
-        raise WeightsError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}") from None
-
-
-def _write_atomically(target: Path, header: bytes, blocks: Iterator[bytes]) -> None:
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(header)
-            for block in blocks:
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write(header.pack())
+        for block in blocks:
+            file.write(block)
 
 
 def _names_to_write(graph: Graph, arrays: Mapping[str, npt.NDArray[np.floating]], allow_partial: bool) -> list[str]:

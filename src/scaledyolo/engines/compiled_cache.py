@@ -21,8 +21,8 @@ import numpy as np
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.graph_io import graph_to_dict
-from scaledyolo.checkpoint import atomic_file
 from scaledyolo.errors import ScaledYoloError
+from scaledyolo.files import atomic_file
 from scaledyolo.weights import Array
 
 MAX_BYTES: Final = 2 << 30  # of the whole folder

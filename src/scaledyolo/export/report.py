@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from scaledyolo import __version__
-from scaledyolo.checkpoint import atomic_file
 from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
+from scaledyolo.files import atomic_file
 
 REPORT_SUFFIX: Final = ".verified.json"
 FORMAT: Final = "scaledyolo-verification/1"

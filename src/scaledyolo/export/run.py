@@ -111,12 +111,12 @@ def _workshop(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from None
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from None
     except RuntimeError as error:  # how OpenVINO and torch report a disk that refuses
         if isinstance(error, ScaledYoloError):
             raise
         reason = str(error).strip().splitlines()[-1]
-        raise OutputError(f"cannot write {path}: {reason}; nothing was changed") from None
+        raise OutputError(f"{path} cannot be written: {reason}; nothing was changed") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import threading
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from scaledyolo.errors import OutputError
+from scaledyolo.files import atomic_file, output_errors
 
 # Names that Windows reserves for devices, with or without a suffix.
 _RESERVED = frozenset({"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))})
 _MAX_NAME_BYTES = 200  # file systems allow 255; suffixes and temporary names need room
 _MAX_RUNS = 100_000
-
-
-@contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into an OutputError that names the file and the reason."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise OutputError(f"{path} cannot be written: {reason}") from error
 
 
 def create_run_folder(parent: Path, name: str = "detect") -> Path:
@@ -53,14 +41,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    # Not durable: a run writes thousands of small files, and waiting for the disk after each would halve its speed.
+    with atomic_file(path, durable=False) as temporary:
+        temporary.write_bytes(content)
 
 
 class GrowingFile:

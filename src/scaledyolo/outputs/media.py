@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaledyolo.errors import OutputError
+from scaledyolo.files import output_errors
 from scaledyolo.outputs.annotate import Annotator
-from scaledyolo.outputs.files import output_errors, safe_name, write_whole
+from scaledyolo.outputs.files import safe_name, write_whole
 from scaledyolo.outputs.records import image_of, records_of
 from scaledyolo.outputs.text import frame_place
 from scaledyolo.sources.frame import Frame

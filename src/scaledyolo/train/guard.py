@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scaledyolo.checkpoint import atomic_file
 from scaledyolo.errors import ScaledYoloError
+from scaledyolo.files import atomic_file
 
 
 class NonFiniteError(ScaledYoloError):

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scaledyolo.checkpoint import atomic_file
 from scaledyolo.errors import MissingPackageError, UsageError, nearest
+from scaledyolo.files import atomic_file
 
 STEPS_PER_SCALAR = 20  # training scalars are logged every so many batches
 

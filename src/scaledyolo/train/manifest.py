@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from scaledyolo.arch.spec import ModelSpec
-from scaledyolo.checkpoint import atomic_file
 from scaledyolo.errors import CheckpointError, ScaledYoloError
+from scaledyolo.files import atomic_file
 from scaledyolo.strict import from_mapping, to_mapping
 from scaledyolo.train.machine import code_fingerprint, environment, git_commit
 from scaledyolo.train.recipe import Recipe

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from scaledyolo.checkpoint import atomic_file
-from scaledyolo.errors import CheckpointError
+from scaledyolo.errors import CheckpointError, OutputError
+from scaledyolo.files import atomic_file
 from scaledyolo.strict import from_mapping, to_mapping
 from scaledyolo.train.progress import Progress
 
@@ -65,7 +65,7 @@ def save_state(
         try:
             save_file(plain, temporary, metadata)
         except SafetensorError as error:  # how its writer reports a full disk
-            raise CheckpointError(f"cannot write {path}: {error}; nothing was changed") from None
+            raise OutputError(f"{path} cannot be written: {error}; nothing was changed") from None
 
 
 @dataclass(frozen=True)
