@@ -1,0 +1,102 @@
+"""Time several candidates in turns, so that what disturbs the machine disturbs them alike.
+
+A shared machine is now fast, now slow. Two candidates measured one after the other differ by that; measured in turns,
+each round in another order, their ratio holds. Medians are compared because disturbances only ever add time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from scaledyolo.errors import UsageError
+
+MIN_ROUNDS: Final = 3  # below it a median says nothing; a budget of seconds does not go below it either
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one candidate took, round by round."""
+
+    samples_ms: tuple[float, ...]  # in the order of the rounds, never empty
+
+    @property
+    def median_ms(self) -> float:
+        """The middle of the samples in milliseconds."""
+        return quantile(self.samples_ms, 0.5)
+
+    @property
+    def p95_ms(self) -> float:
+        """What 95 % of the samples stay below, in milliseconds."""
+        return quantile(self.samples_ms, 0.95)
+
+    @property
+    def noise(self) -> float:
+        """Interquartile range over median: 0 on a quiet machine; above about 0.1 take differences with care."""
+        median = self.median_ms
+        spread = quantile(self.samples_ms, 0.75) - quantile(self.samples_ms, 0.25)
+        return spread / median if median else 0.0
+
+
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """The value below which a fraction of the values lies, between two by linear interpolation.
+
+    Args:
+        values: one or more, in any order.
+        fraction: 0 is the least, 0.5 the median, 1 the greatest.
+    """
+    ordered = sorted(values)
+    place = fraction * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 30,
+    warmup: int = 3,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every candidate once a round, in an order that rotates by one from round to round.
+
+    Args:
+        runs: candidates by name; each call is one sample.
+        rounds: samples of each, at most.
+        warmup: rounds before that are not counted: caches fill, memory is allocated, clocks rise.
+        seconds: stop when the rounds have taken this long, but not before :data:`MIN_ROUNDS` of them; the warm-up may
+            take as long again, at least one round. None: all rounds.
+        clock: seconds since any moment.
+
+    Returns:
+        The timing of each candidate, in the order of ``runs``.
+
+    Raises:
+        UsageError: fewer than one round, or a negative warm-up.
+    """
+    if rounds < 1:
+        raise UsageError(f"{rounds} rounds measure nothing; use {MIN_ROUNDS} or more")
+    if warmup < 0:
+        raise UsageError(f"a warm-up of {warmup} rounds makes no sense; use 0 or more")
+    names = list(runs)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    start = clock()
+    for done in range(warmup):
+        if done and seconds is not None and clock() - start >= seconds:
+            break
+        for run in runs.values():
+            run()
+    start = clock()
+    for done in range(rounds):
+        if done >= MIN_ROUNDS and seconds is not None and clock() - start >= seconds:
+            break
+        turn = done % max(len(names), 1)
+        for name in names[turn:] + names[:turn]:
+            before = clock()
+            runs[name]()
+            samples[name].append(1e3 * (clock() - before))
+    return {name: Timing(tuple(values)) for name, values in samples.items()}
