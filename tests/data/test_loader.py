@@ -152,6 +152,13 @@ def test_rectangular_and_multi_scale_batches(source: ImageSource) -> None:
     assert {batch.images.shape[2] for batch in scaled.epoch(0)} == {32, 64, 96}
 
 
+def test_the_side_grows_evenly_to_the_full_one(source: ImageSource) -> None:
+    config = LoaderConfig(4, 128, 32, 5, workers=0, first_size=0.5, growing_epochs=3)
+    loader = TrainLoader(source, config, AugmentConfig())
+    sides = [{batch.images.shape[2:] for batch in loader.epoch(epoch)} for epoch in range(5)]
+    assert sides == [{(64, 64)}, {(96, 96)}, {(96, 96)}, {(128, 128)}, {(128, 128)}]
+
+
 def test_image_weights_steer_the_draw(source: ImageSource) -> None:
     loader = TrainLoader(source, CONFIG, NO_AUGMENTATION)
     weights = np.zeros(11)

@@ -58,6 +58,8 @@ class LoaderConfig:
     prefetch: int = 3  # batches prepared ahead; each holds batch_size * 3 * size² bytes
     rectangular: bool = False  # batches of like aspect; switches mosaic, mixup and CutMix off (specification 3.5)
     multi_scale: tuple[float, float] | None = None  # sides from low to high times size, one per batch; (.5, 1.5)
+    first_size: float = 1.0  # side in epoch 0 as a share of size; not together with multi_scale
+    growing_epochs: int = 0  # epochs in which that share grows to 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or self.prefetch < 1:
@@ -109,7 +111,9 @@ class TrainLoader:
         else:
             plans = ordering.square_batches(order, config.batch_size, config.size, self.shard)
         if config.multi_scale is None:
-            return plans
+            share = ordering.grown_share(epoch, config.first_size, config.growing_epochs)
+            side = max(1, round(share * config.size / config.stride)) * config.stride
+            return [replace(plan, zoom=side / config.size) for plan in plans]
         low, high = config.multi_scale
         zooms = ordering.multi_scale_zooms(
             len(plans), config.seed, epoch, size=config.size, stride=config.stride, low=low, high=high

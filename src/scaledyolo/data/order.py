@@ -127,6 +127,11 @@ def multi_scale_zooms(
     return np.asarray(rng.integers(first, last + 1, size=num_batches) * (stride / size), np.float64)
 
 
+def grown_share(epoch: int, first: float, epochs: int) -> float:
+    """Share of the full side in an epoch: from ``first`` in epoch 0 evenly to 1 in epoch ``epochs`` and after."""
+    return 1.0 if epoch >= epochs else first + (1.0 - first) * epoch / epochs
+
+
 def evaluation_batches(
     aspects: npt.NDArray[np.float64],
     batch_size: int,

@@ -118,6 +118,8 @@ def make_loaders(
             workers=settings.workers,
             rectangular=recipe.rectangular,
             multi_scale=(1 - zoom, 1 + zoom) if zoom else None,
+            first_size=recipe.first_size,
+            growing_epochs=round(recipe.full_size_from * recipe.schedule.epochs),
         )
         loaders.append(TrainLoader(source, config, recipe.augmentation, shard=shard))
     return loaders

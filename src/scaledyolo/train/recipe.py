@@ -143,6 +143,9 @@ class Recipe:
     batch: int = 64  # images of one forward pass over all devices; large: 64 on 4 GPUs
     size: int = 0  # side of the square input in pixels; 0: the size that the network was designed for
     multi_scale: float = 0.0  # each batch is resized by a factor in [1 - this, 1 + this]; csp, large offer 0.5, off
+    # Training begins with small images, which cost less, and ends with full ones (EfficientNetV2, arXiv 2104.00298, 4):
+    first_size: float = 1.0  # side in the first epoch as a share of the size; it grows evenly ...
+    full_size_from: float = 0.7  # ... until this share of the epochs; published recipes: no growth
     rectangular: bool = False  # batches of like aspect, each on its smallest canvas, without mosaics; csp, large: off
     image_weights: bool = False  # images are drawn in proportion to what their classes still miss; csp, large: off
     continues: str = ""  # the recipe whose final checkpoint, optimiser state included, this stage starts from
@@ -157,6 +160,10 @@ class Recipe:
         _check_range("batch", self.batch, least=1)
         _check_range("size", self.size, least=0)
         _check_range("multi_scale", self.multi_scale, least=0.0, below=1.0)
+        _check_range("first_size", self.first_size, above=0.0, most=1.0)
+        _check_range("full_size_from", self.full_size_from, least=0.0, most=1.0)
+        if self.multi_scale and self.first_size < 1.0:
+            raise UsageError("recipe: multi_scale and first_size both decide the side of a batch; set one of them")
 
     def replace(self, *assignments: str) -> Recipe:
         """This recipe with values changed as on the command line, ``"schedule.epochs=40"``.
