@@ -117,7 +117,14 @@ MISTAKES = [
     ("schedule=3", "schedule must be a mapping of keys to values, got the int 3"),
     ("batch.size=3", "batch is a single value and has no 'size'"),
     ("name=7", "name must be text, got the int 7"),
+    ("first_size=0", "first_size must be greater than 0 and at most 1, got 0.0"),
+    ("first_size=1.5", "first_size must be greater than 0 and at most 1, got 1.5"),
 ]
+
+
+def test_growing_and_random_sides_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="set one of them"):
+        RECIPES["csp"].replace("multi_scale=0.5", "first_size=0.5")
 
 
 @pytest.mark.parametrize(("assignment", "sentence"), MISTAKES)
