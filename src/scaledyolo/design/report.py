@@ -1,0 +1,196 @@
+"""An answer of the search for people and programs: text, JSON, and a picture of the front."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from scaledyolo.design.capacity import Values, reach
+from scaledyolo.design.search import Answer, Measured
+
+_MOST_DOTS: Final = 3000  # predicted networks in the picture
+_BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072b2", "#e69f00", "#009e73", "#8a94a3", "#1f2933"
+_STYLE: Final = {
+    "font.size": 10.5,
+    "axes.edgecolor": "#b8c1cc",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "grid.color": "#e4e8ee",
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+
+
+def document(answer: Answer) -> dict[str, Any]:
+    """Plain values of an answer."""
+    return {
+        "chosen": {"spec": answer.chosen.candidate.spec().to_dict(), **_figures(answer.chosen)},
+        "front": [{"name": one.candidate.name, **_figures(one)} for one in answer.front],
+        "predictor_error": round(answer.model.held_out_error, 4),
+        "seconds": round(answer.seconds, 2),
+        "finalist_error": round(answer.finalist_error, 4),
+        "budget": {"kind": answer.budget.kind, "limit": answer.budget.limit},
+        "candidates": len(answer.table.candidates),
+        "costing_seconds": round(answer.costing_seconds, 2),
+        "device": answer.device.to_dict(),
+    }
+
+
+def _figures(one: Measured) -> dict[str, Any]:
+    return {
+        "size": one.candidate.size,
+        "predicted_ms": round(one.predicted_ms, 3),
+        "median_ms": round(one.median_ms, 3),
+        "p95_ms": round(one.timing.p95_ms, 3),
+        "noise": round(one.timing.noise, 4),
+        "gflops": round(one.candidate.gflops, 4),
+        "params": one.candidate.params,
+        "capacity": round(one.capacity, 2),
+    }
+
+
+def text(answer: Answer, boxes: Values) -> str:
+    """The answer for people: what, the front, and why."""
+    chosen = answer.chosen
+    lines = [
+        str(answer.device),
+        f"budget: {answer.budget}",
+        "",
+        f"  {'network':<38}{'size':>6}{'GFLOP':>9}{'params':>10}{'capacity':>10}{'predicted':>11}{'measured':>17}",
+    ]
+    lines += [_row(one, chosen) for one in answer.front]
+    if chosen not in answer.front:  # possible where time is not the budget
+        lines.append(_row(chosen, chosen))
+    return "\n".join([*lines, "", *why(answer, boxes)])
+
+
+def _row(one: Measured, chosen: Measured) -> str:
+    spread = f"{one.median_ms:.1f} ms ±{50 * one.timing.noise:.0f} %"
+    return (
+        f"{'*' if one is chosen else ' '} {one.candidate.name:<38}{one.candidate.size:>6}"
+        f"{one.candidate.gflops:>9.2f}{one.candidate.params / 1e6:>9.2f}M{one.capacity:>10.1f}"
+        f"{one.predicted_ms:>8.1f} ms{spread:>17}"
+    )
+
+
+def why(answer: Answer, boxes: Values) -> list[str]:
+    """The reasons in words, a sentence or two a line."""
+    chosen, model = answer.chosen, answer.model
+    network, size = chosen.candidate.network, chosen.candidate.size
+    lines = [
+        f"{chosen.candidate.name} was chosen: {_reason(answer)}",
+        (
+            f"It is one of {len(answer.table.candidates):,} networks whose cost was computed in "
+            f"{answer.costing_seconds:.1f} s. Times were predicted within {100 * model.held_out_error:.1f} % "
+            f"(mean of {model.held_out} networks that the fit of {model.fitted} had not seen, at most "
+            f"{100 * model.worst_error:.0f} %; the {len(answer.measured)} measured now were off by "
+            f"{100 * answer.finalist_error:.1f} %)."
+        ),
+        _view(chosen, boxes),
+    ]
+    better = _next_better(answer)
+    if better is not None:
+        lines.append(
+            f"The next more capable that was measured, {better.candidate.name}, takes {better.median_ms:.1f} ms."
+        )
+    lines.append(
+        f"Capacity orders networks by weighed compute and by what they can see (yolov4-csp at 640 is 100); it is no "
+        f"accuracy. {network.spec.name} at {size} still has to be trained."
+    )
+    return lines
+
+
+def _reason(answer: Answer) -> str:
+    chosen = answer.chosen
+    if answer.budget.kind == "latency":
+        return (
+            f"the most capable that was measured within {answer.budget.limit:.1f} ms, noise included: "
+            f"median {chosen.median_ms:.1f} ms, three of four images within {chosen.upper_ms:.1f} ms, "
+            "letterbox and suppression included."
+        )
+    return (
+        f"of the most capable within {answer.budget}, the fastest: median {chosen.median_ms:.1f} ms, "
+        "letterbox and suppression included."
+    )
+
+
+def _view(chosen: Measured, boxes: Values) -> str:
+    network, size = chosen.candidate.network, chosen.candidate.size
+    finest = network.profile.strides[0]
+    seen = reach(boxes, size, finest, network.receptive_field)
+    return (
+        f"Its cells are {finest} pixels at the finest and see {network.receptive_field} pixels at the coarsest; the "
+        f"boxes are {boxes.min() * size:.0f} to {boxes.max() * size:.0f} pixels at {size}, of which it reaches "
+        f"{100 * seen:.1f} %."
+    )
+
+
+def _next_better(answer: Answer) -> Measured | None:
+    better = [one for one in answer.measured if one.capacity > answer.chosen.capacity]
+    return min(better, key=lambda one: one.median_ms, default=None)
+
+
+def draw(answer: Answer, path: Path) -> None:
+    """The picture: every network by predicted time, those measured, their front, the budget and the choice.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from scaledyolo.files import output_errors
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(8.2, 5.2), layout="constrained")
+        axes = figure.subplots()
+        _draw_predicted(axes, answer)
+        _draw_measured(axes, answer)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        axes.grid(visible=True)
+        axes.set_xlabel("milliseconds for one image, end to end")
+        axes.set_ylabel("capacity (yolov4-csp at 640 is 100; no accuracy)")
+        axes.set_title(f"{answer.chosen.candidate.name} for {answer.budget}")
+        axes.legend(loc="upper left")
+        figure.text(0.995, 0.005, str(answer.device), ha="right", va="bottom", fontsize=8, color=_GREY)
+        with output_errors(path):
+            figure.savefig(path, dpi=150)
+
+
+def _draw_predicted(axes: Any, answer: Answer) -> None:
+    table = answer.table
+    shown = np.linspace(0, len(table.candidates) - 1, min(len(table.candidates), _MOST_DOTS)).astype(int)
+    axes.scatter(
+        table.predicted_ms[shown], table.capacity[shown], s=5, color=_GREY, alpha=0.35, linewidths=0,
+        label=f"predicted ({len(table.candidates):,} networks)",
+    )  # fmt: skip
+
+
+def _draw_measured(axes: Any, answer: Answer) -> None:
+    others = [one for one in answer.measured if one not in answer.front]
+    if others:
+        axes.scatter(*_points(others), s=30, facecolors="white", edgecolors=_BLUE, zorder=3, label="measured")
+    times, values = _points(answer.front)
+    axes.plot(times, values, "-o", color=_BLUE, markersize=6, zorder=4, label="front of those measured")
+    low = [max(one.median_ms - min(one.timing.samples_ms), 0) for one in answer.front]
+    high = [max(one.timing.p95_ms - one.median_ms, 0) for one in answer.front]
+    axes.errorbar(times, values, xerr=(low, high), fmt="none", ecolor=_BLUE, elinewidth=1, capsize=2, zorder=3)
+    if answer.budget.kind == "latency":
+        axes.axvline(answer.budget.limit, color=_ORANGE, linestyle="--", linewidth=1.5, label="budget")
+    chosen = answer.chosen
+    axes.scatter(
+        [chosen.median_ms], [chosen.capacity], s=190, marker="*", color=_GREEN, edgecolors=_INK, linewidths=0.6,
+        zorder=5, label="chosen",
+    )  # fmt: skip
+
+
+def _points(measured: Sequence[Measured]) -> tuple[list[float], list[float]]:
+    return [one.median_ms for one in measured], [one.capacity for one in measured]
