@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import Add, Affine, BatchNorm, Concat, Conv, Implicit, is_buffer
-from scaledyolo.errors import CheckpointError, nearest
+from scaledyolo.errors import CheckpointError, ConversionError, nearest
 
 Array: TypeAlias = NDArray[np.float32]
 Weights: TypeAlias = dict[str, Array]
@@ -50,6 +50,18 @@ def check_weights(graph: Graph, weights: Mapping[str, NDArray[Any]]) -> None:
 def count(weights: Mapping[str, NDArray[Any]], *, buffers: bool = False) -> int:
     """Number of learned values; with ``buffers`` the running statistics are counted as well."""
     return sum(array.size for name, array in weights.items() if buffers or not is_buffer(name))
+
+
+def as_float16(name: str, array: Array) -> NDArray[np.float16]:
+    """A tensor rounded to float16.
+
+    Raises:
+        ConversionError: it holds a value outside the range; names the tensor.
+    """
+    largest = float(np.abs(array).max(initial=0))
+    if largest > float(np.finfo(np.float16).max):
+        raise ConversionError(f"{name}: holds {largest:g}, which float16 cannot; store it as float32")
+    return array.astype(np.float16)
 
 
 def random_weights(graph: Graph, rng: np.random.Generator) -> Weights:

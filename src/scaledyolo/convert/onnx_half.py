@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from scaledyolo.errors import ConversionError
+from scaledyolo.weights import as_float16
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -30,11 +30,8 @@ def store_half(model: ModelProto) -> ModelProto:
         if tensor.data_type != onnx.TensorProto.FLOAT or np.prod(tensor.dims) < _SMALLEST:
             continue
         values = onnx.numpy_helper.to_array(tensor)
-        largest = float(np.abs(values).max())
-        if largest > float(np.finfo(np.float16).max):
-            raise ConversionError(f"{tensor.name}: holds {largest:g}, which float16 cannot; store it as float32")
         name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.float16"))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(as_float16(tensor.name, values), f"{name}.float16"))
         casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], name=name, to=onnx.TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]

@@ -2,6 +2,9 @@
 
 run             export(model, destination, format=...) -> ExportReport
 verify          verify(artefact, against=model) -> VerificationReport
+reference       what the model itself answers
+origin          the file of the model, recorded and found again
+average_precision  AP of raw maps and of end-to-end detections
 formats         what can be written, and how
 torch_formats   TorchScript and torch.export; needs the train extra
 compare         maps, boxes and detections of two networks

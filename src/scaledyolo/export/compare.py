@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
 
 from scaledyolo.arch.ops import Detect
+from scaledyolo.artefact import ModelFacts
 from scaledyolo.boxes import cxcywh_to_xyxy, iou_matrix
 from scaledyolo.postprocess import Candidates
 from scaledyolo.postprocess.decode import decode_all
@@ -65,6 +67,32 @@ class BoxErrors:
     def within(self, tolerance: Tolerance) -> bool:
         """Whether enough of them match."""
         return self.matched >= tolerance.matched * self.compared
+
+
+_COMPARED_FACTS = {
+    "category_ids": "category ids differ",
+    "resize": "images are brought to size in another way",
+    "channels": "channels of the input differ",
+    "strides": "strides of the heads differ",
+}
+
+
+def compare_facts(found: ModelFacts, expected: ModelFacts) -> tuple[str, ...]:
+    """Where the metadata of an artefact contradicts its model, in words; empty where it does not.
+
+    Maps and boxes do not show these: both sides are shown the same canvas, and a class is a number to them. Heads and
+    anchors are left out, because boxes do show them.
+    """
+    differences = []
+    if found.class_names != expected.class_names:
+        pairs = zip_longest(found.class_names, expected.class_names, fillvalue="nothing")
+        row, (here, there) = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
+        differences.append(f"class names differ: class {row} is {here!r} in the artefact, {there!r} in the model")
+    for what, words in _COMPARED_FACTS.items():
+        here, there = getattr(found, what), getattr(expected, what)
+        if here != there:
+            differences.append(f"{words}: {here} in the artefact, {there} in the model")
+    return tuple(differences)
 
 
 def compare_map(output: str, found: Array, expected: Array) -> MapErrors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -47,9 +48,12 @@ class Format:
     read: Callable[[Path], ModelFacts]
     mark: Callable[[Path, ModelFacts], None]
     open: Callable[[Path, str], Runnable]  # path and engine
+    runtimes: tuple[str, ...]  # engines that a detector may take for it, the one to do without the others first
     nms: bool = False  # whether suppression can be part of it
     half: bool = False  # whether weights can be stored as float16
     free_shapes: bool = True  # whether a fixed size or batch means anything
+    free_sides: bool = True  # whether height and width can be left free
+    metadata: bool = True  # whether it holds all of ModelFacts
 
 
 def find_format(name: str) -> Format:
@@ -66,6 +70,26 @@ def find_format(name: str) -> Format:
     raise UsageError(f"there is no export format {name!r}; known are {known}.{nearest(name, [*FORMATS, *ELSEWHERE])}")
 
 
+def runtimes_of(format_name: str, engine: str) -> tuple[str, ...]:
+    """The engines in which an artefact is verified: for "auto" all that are installed, else the one that is named.
+
+    Raises:
+        UsageError: it does not run this format.
+    """
+    runtimes = find_format(format_name).runtimes
+    if engine == "auto":
+        return tuple(name for name in runtimes if _installed(name)) or runtimes[:1]
+    if engine not in runtimes and runtimes != ("auto",):
+        hint = nearest(engine, runtimes)
+        raise UsageError(f"the format {format_name} runs in {' or '.join(runtimes)}, not in {engine!r}.{hint}")
+    return (engine,)
+
+
+def _installed(engine: str) -> bool:
+    package = {"litert": "ai_edge_litert", "auto": "onnxruntime"}.get(engine, engine)
+    return importlib.util.find_spec(package) is not None
+
+
 def format_of(path: Path) -> str:
     """Name of the format of an artefact, by its suffix.
 
@@ -75,12 +99,19 @@ def format_of(path: Path) -> str:
     if not path.exists():
         raise FormatError(f"{path}: no such file or folder")
     if path.is_dir():
-        network_file(path)
-        return "openvino"
-    by_suffix = {".onnx": "onnx", ".xml": "openvino", ".torchscript": "torchscript", ".pt2": "torch-export"}
+        return "ncnn" if network_file(path).suffix == ".param" else "openvino"
+    by_suffix = {
+        ".onnx": "onnx",
+        ".xml": "openvino",
+        ".param": "ncnn",
+        ".tflite": "tflite",
+        ".torchscript": "torchscript",
+        ".pt2": "torch-export",
+    }
     found = by_suffix.get(path.suffix.lower(), "darknet" if path.suffix.lower() == ".cfg" else None)
     if found is None:
-        raise FormatError(f"{path}: not an exported model; known are .onnx, _openvino_model, .torchscript, .pt2, .cfg")
+        known = [form.suffix for form in FORMATS.values()]
+        raise FormatError(f"{path}: not an exported model; known are {', '.join(known)}")
     return found
 
 
@@ -132,7 +163,7 @@ def file_stem(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name) or "model"
 
 
-def _mark_openvino(path: Path, facts: ModelFacts) -> None:
+def _mark_folder(path: Path, facts: ModelFacts) -> None:
     folder = path if path.is_dir() else path.parent
     _write_json(folder / METADATA_FILE, facts.to_metadata())
 
@@ -141,12 +172,30 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _open_onnx(path: Path, engine: str) -> Runnable:
-    return open_runnable(path, engine="onnxruntime" if engine == "auto" else engine, device="cpu")
+def _open_file(path: Path, engine: str) -> Runnable:
+    # In float32: whether a network may be computed in fewer bits on a machine is measured there (engines/faithful.py).
+    return open_runnable(path, engine=engine, device="cpu", half=False)
 
 
-def _open_openvino(path: Path, engine: str) -> Runnable:
-    return open_runnable(path, engine="openvino" if engine == "auto" else engine, device="cpu")
+# -- phones and boards -------------------------------------------------------------------------------------------------
+
+
+def _write_ncnn(job: Job, path: Path) -> None:
+    from scaledyolo.export.edge_formats import write_ncnn
+
+    write_ncnn(job.graph, job.weights, job.facts, path, file_stem(job.facts.name))
+
+
+def _write_tflite(job: Job, path: Path) -> None:
+    from scaledyolo.export.edge_formats import write_tflite
+
+    write_tflite(job.graph, job.weights, job.facts, path)
+
+
+def _mark_tflite(path: Path, facts: ModelFacts) -> None:
+    from scaledyolo.export.edge_formats import mark_tflite
+
+    mark_tflite(path, facts)
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------
@@ -182,8 +231,6 @@ def _mark_torch(path: Path, facts: ModelFacts) -> None:
 
 
 def _open_torch(path: Path, engine: str) -> Runnable:
-    if engine not in ("auto", "torch"):
-        raise UsageError(f"{path}: runs in torch, not in {engine}")
     opened: Engine = _torch_formats().TorchArtefact(path)
     return Runnable(opened, _read_torch(path))
 
@@ -215,18 +262,22 @@ def _mark_darknet(path: Path, facts: ModelFacts) -> None:
     path.write_text((warning if facts.verification == "UNVERIFIED" else "") + text, encoding="utf-8")
 
 
-def _open_darknet(path: Path, engine: str) -> Runnable:
-    return open_runnable(path, engine=engine, device="cpu")
-
-
 FORMATS: Final[dict[str, Format]] = {
-    "onnx": Format(".onnx", _write_onnx, read_facts, _mark_onnx, _open_onnx, nms=True, half=True),
-    "openvino": Format(
-        "_openvino_model", _write_openvino, read_facts, _mark_openvino, _open_openvino, nms=True, half=True
+    "onnx": Format(
+        ".onnx", _write_onnx, read_facts, _mark_onnx, _open_file, ("onnxruntime", "openvino"), nms=True, half=True
     ),
-    "torchscript": Format(".torchscript", _write_torchscript, _read_torch, _mark_torch, _open_torch),
-    "torch-export": Format(".pt2", _write_torch_export, _read_torch, _mark_torch, _open_torch),
-    "darknet": Format(".cfg", _write_darknet, _read_darknet, _mark_darknet, _open_darknet, free_shapes=False),
+    "openvino": Format(
+        "_openvino_model", _write_openvino, read_facts, _mark_folder, _open_file, ("openvino",), nms=True, half=True
+    ),
+    "ncnn": Format("_ncnn_model", _write_ncnn, read_facts, _mark_folder, _open_file, ("ncnn",), half=True),
+    "tflite": Format(
+        ".tflite", _write_tflite, read_facts, _mark_tflite, _open_file, ("litert",), half=True, free_sides=False
+    ),
+    "torchscript": Format(".torchscript", _write_torchscript, _read_torch, _mark_torch, _open_torch, ("torch",)),
+    "torch-export": Format(".pt2", _write_torch_export, _read_torch, _mark_torch, _open_torch, ("torch",)),
+    "darknet": Format(
+        ".cfg", _write_darknet, _read_darknet, _mark_darknet, _open_file, ("auto",), free_shapes=False, metadata=False
+    ),
 }
 
 # What other programs write from ours; each sentence is the way there.
@@ -236,8 +287,6 @@ ELSEWHERE: Final[dict[str, str]] = {
         "`trtexec --onnx=model.onnx --saveEngine=model.engine`"
     ),
     "coreml": "export --format torchscript and convert it with coremltools (`coremltools.convert`)",
-    "tflite": "export --format torch-export and convert it with litert-torch, or --format onnx with onnx2tf",
-    "ncnn": "export --format torchscript and convert it with `pnnx model.torchscript`",
 }
 
 
@@ -252,10 +301,11 @@ def artefact_path(model_name: str, destination: str | os.PathLike[str] | None, f
     if destination is None:
         return Path(f"{stem}{suffix}")
     path = Path(destination)
-    if path.is_dir() and not (format_name == "openvino" and (path / METADATA_FILE).is_file()):
+    in_folder = suffix.endswith("_model")
+    if path.is_dir() and not (in_folder and (path / METADATA_FILE).is_file()):
         return path / f"{stem}{suffix}"
     known = tuple(other.suffix for other in FORMATS.values())
-    if path.name.endswith(suffix) or (format_name == "openvino" and not path.name.endswith(known)):
+    if path.name.endswith(suffix) or (in_folder and not path.name.endswith(known)):
         return path
     raise UsageError(f"{path}: a model in format {format_name} is named *{suffix}")
 
@@ -281,6 +331,8 @@ def make_job(
     if facts.get("storage") == "float16" and not form.half:
         able = ", ".join(name for name, other in FORMATS.items() if other.half)
         raise UsageError(f"the format {format_name} stores float32; float16 can be stored by {able}")
+    if dynamic and not form.free_sides:
+        raise UsageError(f"the format {format_name} is written for one size; leave out --dynamic, or use --size")
     if batch is not None and batch < 1:
         raise UsageError(f"a batch of {batch} images makes no sense; use 1 or more, or 0 for any number")
     graph = checkpoint.graph.with_size(*size) if size else checkpoint.graph

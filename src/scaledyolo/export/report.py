@@ -17,7 +17,7 @@ from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
 from scaledyolo.files import atomic_file
 
 REPORT_SUFFIX: Final = ".verified.json"
-FORMAT: Final = "scaledyolo-verification/1"
+FORMAT: Final = "scaledyolo-verification/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,10 @@ class ApDifference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerificationReport:
-    """What was compared with what, where, and with which result."""
+class RuntimeCheck:
+    """What one runtime made of the artefact."""
 
-    artefact: str  # its file name
-    format: str
-    digest: str  # SHA-256 of the network's files
     engine: str  # with version, device and precision
-    reference: str
     tolerance_name: str
     tolerance: Tolerance
     cases: tuple[Case, ...]
@@ -82,13 +78,52 @@ class VerificationReport:
     def summary(self) -> str:
         """One line for people."""
         matched, compared = self.boxes
-        verdict = "verified" if self.passed else "UNVERIFIED"
         parts = [f"{matched} of {compared} boxes match"]
         if any(case.maps for case in self.cases):
             parts.insert(0, f"largest error {self.worst_error:.1e} of the spread of its map")
         if self.ap is not None:
             parts.append(f"AP {100 * self.ap.found:.2f} against {100 * self.ap.expected:.2f}")
-        return f"{self.artefact}: {verdict} in {self.engine} against {self.reference}: {', '.join(parts)}"
+        return f"{self.engine}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationReport:
+    """What was compared with what, where, and with which result: one check for each runtime that may run the file."""
+
+    artefact: str  # its file name
+    format: str
+    digest: str  # SHA-256 of the network's files
+    reference: str  # what computed the expected maps, with version, device and precision
+    differences: tuple[str, ...]  # where the artefact's metadata contradicts the model, in words
+    checks: tuple[RuntimeCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the metadata is right and everything that was compared agrees, in every runtime."""
+        return bool(self.checks) and not self.differences and all(check.passed for check in self.checks)
+
+    @property
+    def worst_error(self) -> float:
+        """The largest of all runtimes; see :class:`RuntimeCheck`."""
+        return max((check.worst_error for check in self.checks), default=0.0)
+
+    @property
+    def boxes(self) -> tuple[int, int]:
+        """Boxes matched and compared, over all runtimes and cases."""
+        return sum(check.boxes[0] for check in self.checks), sum(check.boxes[1] for check in self.checks)
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """Those of all runtimes."""
+        return tuple(case for check in self.checks for case in check.cases)
+
+    def summary(self) -> str:
+        """A few lines for people: the verdict, what the metadata says wrongly, and each runtime."""
+        verdict = "verified" if self.passed else "UNVERIFIED"
+        lines = [f"{self.artefact}: {verdict} against {self.reference}"]
+        lines += [f"  {item}" for item in self.differences]
+        lines += [f"  {'' if check.passed else 'DIFFERS in '}{check.summary()}" for check in self.checks]
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; infinite errors become null."""

@@ -15,6 +15,7 @@ from scaledyolo.artefact import EmbeddedNms, ModelFacts, Verification
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.errors import OutputError, ScaledYoloError
 from scaledyolo.export.formats import artefact_path, find_format, make_job
+from scaledyolo.export.origin import Source, record_origin
 from scaledyolo.export.report import VerificationReport, report_path
 from scaledyolo.export.verify import verify
 from scaledyolo.runnable import METADATA_FILE
@@ -46,6 +47,7 @@ def export(
     verified: bool = True,
     images: Sequence[str | Path] = (),
     data: Dataset | None = None,
+    source: Source | None = None,
 ) -> ExportReport:
     """Write a model in the format of a runtime and prove that it computes the same.
 
@@ -65,6 +67,8 @@ def export(
         verified: whether to verify at all.
         images: photographs to verify on.
         data: data set to compare AP on.
+        source: the file or files that the model was loaded from, or the name of official weights; recorded, so that
+            the artefact can be verified again without naming it.
 
     Raises:
         UsageError: an option that the format does not have.
@@ -72,9 +76,14 @@ def export(
         MissingPackageError: the format needs a package that is not installed.
         OutputError: the disk refused; nothing half-written remains.
     """
-    facts = {"nms": nms, "storage": "float16" if half else "float32"}
-    job = make_job(model, format, size=size, dynamic=dynamic, batch=batch, facts=facts)
     path = artefact_path(model.graph.name, destination, format)
+    origin = {} if source is None else record_origin(source, path)
+    facts = {
+        "nms": nms,
+        "storage": "float16" if half else "float32",
+        "provenance": {**model.provenance, **origin},
+    }
+    job = make_job(model, format, size=size, dynamic=dynamic, batch=batch, facts=facts)
     _check_replaceable(path)
     with _workshop(path) as folder:
         draft = folder / path.name
