@@ -17,6 +17,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.zoo import ZOO
 from scaledyolo.convert.onnx_writer import to_onnx
 from scaledyolo.engines import choose_engine, describe_engine, open_engine
+from scaledyolo.engines.base import side_by_side
 from scaledyolo.engines.compiled_cache import CompiledCache, cache_folder, network_digest
 from scaledyolo.engines.faithful import TOLERANCE, bfloat16_error, probe_image, relative_error
 from scaledyolo.errors import FormatError, UsageError
@@ -101,6 +102,21 @@ def test_threads_share_an_engine(engine: OpenVinoEngine) -> None:
 def test_throughput_mode_gives_the_same(graph: Graph, weights: Weights, engine: OpenVinoEngine) -> None:
     other = OpenVinoEngine.from_graph(graph, weights, mode="throughput")
     assert relative_error(other.run(images_of(3)), engine.run(images_of(3))) < 1e-5
+
+
+def test_side_by_side_shares_the_network_but_not_what_is_compiled(
+    graph: Graph, weights: Weights, engine: OpenVinoEngine, tmp_path: Path
+) -> None:
+    cache, key, images = CompiledCache(tmp_path), network_digest(graph, weights), images_of(2)
+    first = OpenVinoEngine.from_graph(graph, weights, cache_key=key, cache=cache)
+    several = side_by_side(first)
+    assert (first.mode, several.mode, several.precision) == ("latency", "throughput", "float32")
+    assert side_by_side(several) is several
+    with ThreadPoolExecutor(3) as pool:  # each mode is compiled at its first run, here both at once
+        found = list(pool.map(lambda one: one.run(images), [first, several, several, first]))
+    for maps in found:
+        assert relative_error(maps, engine.run(images)) < 1e-5
+    assert len(list(tmp_path.iterdir())) == 2  # each mode is kept on disk for itself
 
 
 @pytest.mark.parametrize(
@@ -219,11 +235,17 @@ class _Shifted:
 
 
 def test_bfloat16_is_measured_once_and_remembered(tmp_path: Path) -> None:
-    cache, probe = CompiledCache(tmp_path), probe_image(3, 32)
+    cache = CompiledCache(tmp_path)
     shifts = {"bfloat16": 0.01, "float32": 0.0}
-    error = bfloat16_error("network", lambda precision: _Shifted(shifts[precision]), probe, cache)  # type: ignore
+    error = bfloat16_error(
+        "network",
+        lambda precision: _Shifted(shifts[precision]),  # type: ignore
+        lambda: probe_image(3, 32),
+        cache,
+    )
     assert error == pytest.approx(0.01, rel=0.02)
-    assert bfloat16_error("network", lambda precision: pytest.fail("measured again"), probe, cache) == error
+    again = bfloat16_error("network", lambda precision: pytest.fail("again"), lambda: pytest.fail("again"), cache)
+    assert again == error
 
 
 def test_not_a_number_is_not_faithful() -> None:

@@ -107,7 +107,7 @@ def test_detector_runs_end_to_end_files(small_model: Checkpoint, tmp_path: Path,
     assert report.facts.verification == "verified"
     image = (scene(3, 90, 130, 5) * 255).astype(np.uint8).transpose(1, 2, 0)
     found = Detector(report.path, confidence=0.4, classes=["cat", "dog"])(image)
-    expected = Detector(small_model, confidence=0.4, classes=["cat", "dog"])(image)
+    expected = Detector(small_model, confidence=0.4, classes=["cat", "dog"], half=False)(image)
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.02)
     with pytest.raises(UsageError, match="ask for no less"):

@@ -64,7 +64,7 @@ def test_activation_of_a_shared_value_leaves_it_alone() -> None:
 
 def test_golden_values_of_the_literature() -> None:
     x = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0], dtype=torch.float64)
-    for form in (torch.nn.functional.mish, layers.mish_algebraic):
+    for form in (torch.nn.functional.mish, layers.mish_algebraic, layers.mish_in_steps):
         np.testing.assert_allclose(form(x), [-0.145647, -0.303401, 0, 0.865098, 2.986535], atol=5e-7)
     swish = layers.activation_function("swish")(x)
     np.testing.assert_allclose(swish, [-0.142278, -0.268941, 0, 0.731059, 2.857722], atol=5e-7)
@@ -75,6 +75,39 @@ def test_algebraic_mish_does_not_overflow(dtype: torch.dtype) -> None:
     x = torch.tensor([-6e4, -1e3, -20.0, 20.0, 1e3, 6e4], dtype=dtype)
     expected = torch.tensor([0.0, 0.0, 0.0, 20.0, 1e3, 6e4], dtype=dtype)
     torch.testing.assert_close(layers.mish_algebraic(x), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["contiguous", "channels last", "with gaps", "a vector"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_mish_in_steps_is_mish_in_every_memory_order(form: str, in_place: bool, monkeypatch) -> None:
+    monkeypatch.setattr(layers, "MISH_STEP", 10)
+    x = torch.from_numpy(np.random.default_rng(0).normal(0, 6, (2, 6, 5, 7)).astype(np.float32))
+    if form == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif form == "with gaps":
+        x = x[:, :3]
+    elif form == "a vector":
+        x = x.reshape(-1)
+    before, expected = x.clone(), mish(x.numpy().astype(np.float64))
+    found = layers.mish_in_steps(x, in_place=in_place)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    if form != "with gaps":  # which has no view as a vector, and is left alone
+        assert found.stride() == x.stride()
+        assert (found.data_ptr() == x.data_ptr()) == in_place
+    if not in_place:
+        assert torch.equal(x, before)
+
+
+def test_mish_in_steps_where_the_exponential_overflows() -> None:
+    x = torch.tensor([-1e38, -1e30, -200.0, -88.0, 88.0, 200.0, 1e30, 1e38])
+    torch.testing.assert_close(layers.mish_in_steps(x), x.clamp(min=0), atol=1e-5, rtol=0)
+
+
+def test_a_trace_holds_the_form_that_fits_every_size() -> None:
+    function = layers.activation_function("mish", fresh=True, inference=True, fast_mish=True)
+    traced = torch.jit.trace(lambda x: function(x * 1), torch.rand(1, 2, 3, 3), check_trace=False)
+    large = torch.randn(3, 2, 300, 300)
+    torch.testing.assert_close(traced(large), torch.nn.functional.mish(large), atol=1e-5, rtol=1e-5)
 
 
 def pool_oracle(x: Array, kernel: int, stride: int, padding: int, kind: str) -> Array:

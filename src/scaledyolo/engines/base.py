@@ -58,6 +58,19 @@ class Engine(Protocol):
         """
 
 
+@runtime_checkable
+class TunedForOneRun(Protocol):
+    """An engine that gives one run all cores, and can be had in a form for several runs at once."""
+
+    def side_by_side(self) -> Engine:
+        """The same network and precision, set up so that runs from several threads share out the cores."""
+
+
+def side_by_side(engine: Engine) -> Engine:
+    """The engine for many runs at once: throughput at the expense of latency; most engines are that as they are."""
+    return engine.side_by_side() if isinstance(engine, TunedForOneRun) else engine
+
+
 def check_images(
     images: NDArray[Any],
     *,

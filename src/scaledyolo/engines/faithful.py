@@ -56,7 +56,7 @@ def scene(channels: int, height: int, width: int, seed: int) -> Array:
 def bfloat16_error(
     digest: str,
     open_in: Callable[[str], Engine],
-    probe: Array,
+    probe: Callable[[], Array],
     cache: CompiledCache | None = None,
 ) -> float:
     """Error of a network in bfloat16 against float32 on this machine; see :func:`relative_error`.
@@ -64,7 +64,7 @@ def bfloat16_error(
     Args:
         digest: of the network, under which the error is remembered.
         open_in: an engine that computes in a precision.
-        probe: the input to compare on.
+        probe: makes the input to compare on; called where nothing is remembered.
         cache: where to remember it.
     """
     from scaledyolo.engines.openvino import import_openvino
@@ -74,6 +74,7 @@ def bfloat16_error(
     known = cache.load(key)
     if known is not None:
         return float(json.loads(known))
-    error = relative_error(*(open_in(precision).run(probe) for precision in ("bfloat16", "float32")))
+    images = probe()
+    error = relative_error(*(open_in(precision).run(images) for precision in ("bfloat16", "float32")))
     cache.store(key, json.dumps(error).encode())
     return error

@@ -12,6 +12,7 @@ What is fixed on purpose, because the runtime's defaults would decide otherwise:
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
@@ -102,7 +103,8 @@ class OpenVinoEngine:
             these when (and if) it is needed.
         device: ``cpu``, ``gpu`` or ``npu``.
         precision: what the network computes in: ``float32``, ``bfloat16`` or ``float16``; maps are always float32.
-        mode: ``latency``: all threads work on one batch; ``throughput``: calls from several threads run side by side.
+        mode: ``latency``: all threads work on one batch; ``throughput``: calls from several threads run side by side;
+            see :meth:`side_by_side`.
         threads: CPU threads; None takes one for each physical core.
         cache_key: digest of the network (``network_digest``) under which its first compiled shape is kept on disk; None
             keeps nothing.
@@ -138,6 +140,7 @@ class OpenVinoEngine:
             native = ", ".join(available_precisions(device))
             raise UsageError(f"this {device} does not compute in {precision}; it computes in {native}")
         self.device, self.precision, self.mode = device, precision, mode
+        self._threads = threads
         self._options = _compile_options(device, precision, mode, threads)
         self._cache_key, self._cache = cache_key, cache or CompiledCache()
         self._compiled: OrderedDict[Shape, _Compiled] = OrderedDict()
@@ -146,12 +149,9 @@ class OpenVinoEngine:
         self._stride: int | None = None
         self.batch: int | None = None
         self.size: tuple[int, int] | None = None
-        self._source: Callable[[], bytes] | None = None
-        self._model: Any = None
-        if callable(model):
-            self._source = model
-        else:
-            self._adopt(_read(model))
+        self._network = _Network(model)
+        if not callable(model):
+            self._adopt(self._network.loaded())
 
     @classmethod
     def from_graph(
@@ -186,6 +186,16 @@ class OpenVinoEngine:
         engine._channels, engine._stride = graph.channels, graph.max_stride if graph.heads else None
         return engine
 
+    def side_by_side(self) -> OpenVinoEngine:
+        """The same network for runs from several threads at once; the network is shared, compiled for itself."""
+        if self.mode == "throughput":
+            return self
+        other = copy.copy(self)
+        other.mode = "throughput"
+        other._options = _compile_options(self.device, self.precision, other.mode, self._threads)
+        other._compiled = OrderedDict()
+        return other
+
     @property
     def version(self) -> str:
         """Version of OpenVINO, without the number of its build."""
@@ -194,7 +204,7 @@ class OpenVinoEngine:
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of the outputs, in head order."""
-        return tuple(output.get_any_name() for output in self._loaded().outputs)
+        return tuple(output.get_any_name() for output in self._network.loaded().outputs)
 
     def run(self, images: Array) -> list[Array]:
         """Raw maps of the heads, float32; see :class:`~scaledyolo.engines.base.Engine`."""
@@ -204,8 +214,8 @@ class OpenVinoEngine:
 
     # -- models and shapes -------------------------------------------------------------------------------------------
 
-    def _adopt(self, model: Any) -> Any:
-        """Take a model that was read, and what it fixes."""
+    def _adopt(self, model: Any) -> None:
+        """Note what a model that was read fixes."""
         if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank.get_length() != 4:
             raise FormatError("the model does not have one input (batch, channels, height, width), as a detector has")
         batch, channels, height, width = (
@@ -213,18 +223,9 @@ class OpenVinoEngine:
         )
         self.batch, self._channels = batch, channels or 3
         self.size = (height, width) if height is not None and width is not None else None
-        self._model = model
-        return model
-
-    def _loaded(self) -> Any:
-        if self._model is None:
-            assert self._source is not None
-            self._adopt(_read(self._source()))
-            self._source = None  # it holds the weights, which the model has now
-        return self._model
 
     def _compiled_for(self, shape: Shape) -> _Compiled:
-        with self._lock:
+        with self._lock:  # shared by all modes, for compiling changes the shape of the network that they share
             if shape in self._compiled:
                 self._compiled.move_to_end(shape)
                 return self._compiled[shape]
@@ -234,7 +235,7 @@ class OpenVinoEngine:
             return compiled
 
     def _compile(self, shape: Shape) -> Any:
-        model = self._loaded()
+        model = self._network.loaded()
         count, height, width = shape
         model.reshape({model.inputs[0]: [count, self._channels, height, width]})
         try:
@@ -271,6 +272,22 @@ class OpenVinoEngine:
         return self._cache.key(self._cache_key, facts)
 
 
+class _Network:
+    """A model of the runtime that is read when it is first needed."""
+
+    def __init__(self, source: bytes | str | os.PathLike[str] | Callable[[], bytes]) -> None:
+        self._source: bytes | str | os.PathLike[str] | Callable[[], bytes] | None = source
+        self._model: Any = None
+        self._lock = threading.Lock()
+
+    def loaded(self) -> Any:
+        with self._lock:
+            if self._source is not None:
+                self._model = _read(self._source() if callable(self._source) else self._source)
+                self._source = None  # it holds the weights, which the model has now
+            return self._model
+
+
 class _Compiled:
     """A compiled model with one request for each thread that runs it: requests must not be shared."""
 
@@ -288,6 +305,9 @@ class _Compiled:
 
 def _compile_options(device: str, precision: str, mode: str, threads: int | None) -> dict[str, str]:
     options = {"PERFORMANCE_HINT": MODES[mode], "INFERENCE_PRECISION_HINT": PRECISIONS[precision]}
+    if mode == "throughput" and device == "cpu":
+        # Threads that decode images share the cores with those of the runtime, which must be free to move.
+        options["ENABLE_CPU_PINNING"] = "NO"
     if threads is not None:
         check_threads(threads)
         if device != "cpu":

@@ -173,7 +173,7 @@ def openvino_precision(
         return ("bfloat16" if device == "cpu" else "float16") if half else "float32"
     if device != "cpu" or "bfloat16" not in available_precisions("cpu"):
         return "float32"
-    return "bfloat16" if bfloat16_error(digest, open_in, probe()) <= TOLERANCE else "float32"
+    return "bfloat16" if bfloat16_error(digest, open_in, probe) <= TOLERANCE else "float32"
 
 
 def _open_torch(graph: Graph, weights: Weights, device: str, half: bool | None, threads: int | None) -> Engine:

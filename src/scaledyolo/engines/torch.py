@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 import torch
@@ -62,6 +63,8 @@ class TorchEngine:
         self._stride = graph.max_stride if graph.heads else None
         self._channels = graph.channels
         self._dtype = torch.float16 if half else torch.float32
+        # Torch gives every calling thread a team of its own, so that runs at once would take the cores from each other.
+        self._turn = threading.Lock()
         folded, folded_weights = fold(graph, weights)
         network = Network(cascade_pools(folded), inference=True, fast_mish=device == "cpu")
         network.load(folded_weights)
@@ -76,7 +79,7 @@ class TorchEngine:
     def run(self, images: Array) -> list[Array]:
         """Raw maps of the heads, float32; see :class:`~scaledyolo.engines.base.Engine`."""
         check_images(images, channels=self._channels, stride=self._stride)
-        with torch.inference_mode():
+        with self._turn, torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
             maps = self._network(batch)
             return [raw.to("cpu", torch.float32).contiguous().numpy() for raw in maps]

@@ -5,6 +5,7 @@ Parameter names are those of ``graph.parameters``, so that a state dict needs no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, Literal
@@ -32,11 +33,51 @@ def mish_algebraic(x: Tensor) -> Tensor:
     """Mish without transcendental functions but one: with ``s = σ(x)``, ``t = s(2 − s)``, it is ``x·t / (2 − t)``.
 
     ``tanh(ln(1 + n)) = n(n + 2) / (n(n + 2) + 2)`` with ``n = eˣ``, divided by ``(1 + n)²`` above and below; nothing
-    can overflow. Three times as fast as torch's own on a CPU; not meant for training, where it would store more.
+    can overflow. Twice as fast as torch's own on a CPU; not meant for training, where it would store more.
     """
     sigmoid = torch.sigmoid(x)
     ratio = (2 - sigmoid).mul_(sigmoid)
     return ratio.div_(2 - ratio).mul_(x)
+
+
+# Elements of one step of `mish_in_steps` for each thread: what torch gives a thread at least, and a cache can hold.
+MISH_STEP: Final = 1 << 16
+_LOG2_E: Final = math.log2(math.e)
+
+
+def mish_in_steps(x: Tensor, *, in_place: bool = False) -> Tensor:
+    """Mish as fast as a CPU computes it without a kernel of its own: little more than the time of SiLU.
+
+    With ``n = 1 + eˣ`` it is ``x − 2x / (n² + 1)``: cheap operations, each over a piece of the tensor that is still in
+    the cache when the next one reads it, and a power of two, which torch computes three times as fast as one of e. The
+    difference is exact to the rounding of ``x``, and where ``eˣ`` overflows the quotient is 0, as it should be. Half
+    precision, where ``2x`` may overflow too, tensors with gaps, and networks that are being traced or exported (the
+    number of pieces depends on the size) take :func:`mish_algebraic`.
+    """
+    flat = None if torch.jit.is_tracing() or torch.compiler.is_compiling() else _without_gaps(x)
+    if flat is None or x.dtype not in (torch.float32, torch.float64):
+        return mish_algebraic(x)
+    result = x if in_place else torch.empty_like(x)
+    target = flat if in_place else _without_gaps(result)
+    assert target is not None
+    step = MISH_STEP * max(2, torch.get_num_threads())
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    scratch = torch.empty(min(step, flat.numel()), dtype=x.dtype, device=x.device)
+    for piece, written in zip(flat.split(step), target.split(step), strict=True):
+        power = scratch[: piece.numel()]
+        torch.mul(piece, _LOG2_E, out=power).exp2_().add_(1)
+        torch.addcmul(one, power, power, out=power)
+        torch.addcdiv(piece, piece, power, value=-2, out=written)
+    return result
+
+
+def _without_gaps(x: Tensor) -> Tensor | None:
+    """All elements in the order of memory, as a view; None where there is no such view."""
+    if x.is_contiguous():
+        return x.view(-1)
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).view(-1)
+    return None
 
 
 # In-place forms are used on the fresh result of a convolution or normalisation only, whose gradients do not need it.
@@ -71,10 +112,10 @@ def activation_function(
         activation: its name.
         fresh: the input is read by nobody else, so it may be overwritten.
         inference: no gradient will be asked for.
-        fast_mish: use the algebraic form, for inference on a CPU; a GPU has one kernel for torch's own.
+        fast_mish: use an algebraic form, for inference on a CPU; a GPU has one kernel for torch's own.
     """
     if activation == "mish" and fast_mish:
-        return mish_algebraic
+        return partial(mish_in_steps, in_place=fresh and inference)
     if fresh and inference and activation in _INFERENCE:
         return _INFERENCE[activation]
     return _IN_PLACE.get(activation, _FUNCTIONS[activation]) if fresh else _FUNCTIONS[activation]

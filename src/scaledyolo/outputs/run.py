@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from scaledyolo.closing import Closing
 from scaledyolo.errors import SourceError, UsageError, nearest
 from scaledyolo.outputs.files import OutputNames, create_run_folder
 from scaledyolo.outputs.media import Annotated, Crops
@@ -19,7 +19,6 @@ from scaledyolo.sources.frame import Frame
 
 if TYPE_CHECKING:
     from supervision import Detections
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class RunSummary:
     failures: list[SourceError] = field(default_factory=list)  # sources that were skipped, in order
 
 
-class RunWriter:
+class RunWriter(Closing):
     """Writes the detections of a run in all chosen formats into a new folder.
 
     Leaving the ``with`` block finishes every file, whatever ended the run; files that grow are complete after
@@ -127,14 +126,3 @@ class RunWriter:
     def close(self) -> None:
         """Finish every file, even when one of them fails; may be called twice."""
         self._closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -1,10 +1,11 @@
 """Where pictures come from: files, folders, patterns, lists, videos, cameras and streams become frames.
 
-    for frame in Prefetch(open_source("photographs/")):
+    for frame in open_source("photographs/"):
         ...
 
-Contents: ``open_source`` decides what an argument means; ``Frame`` is what every source yields;
-``read_image`` reads one file; ``Prefetch`` decodes ahead in a thread.
+Contents: ``open_source`` decides what an argument means; ``Frame`` is what every source yields; ``read_image`` reads
+one file; ``frames_with_results`` overlaps reading with what is done with the frames; ``Lanes`` and ``Prefetch`` are the
+threads in which it does so.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from scaledyolo.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileSource
 from scaledyolo.sources.frame import Frame, FrameSource, Origin, SourceKind
 from scaledyolo.sources.image_reader import MAX_PIXELS, read_image
+from scaledyolo.sources.lanes import Lanes, Prefetch
 from scaledyolo.sources.live import LiveStream, Reconnect
-from scaledyolo.sources.opening import open_source
-from scaledyolo.sources.prefetch import Prefetch
+from scaledyolo.sources.opening import open_source, open_sources
+from scaledyolo.sources.pipeline import Mode, frames_with_results, settle_mode, usable_cores
 from scaledyolo.sources.video import VideoFile
 
 __all__ = [
@@ -24,12 +26,18 @@ __all__ = [
     "FileSource",
     "Frame",
     "FrameSource",
+    "Lanes",
     "LiveStream",
+    "Mode",
     "Origin",
     "Prefetch",
     "Reconnect",
     "SourceKind",
     "VideoFile",
+    "frames_with_results",
     "open_source",
+    "open_sources",
     "read_image",
+    "settle_mode",
+    "usable_cores",
 ]

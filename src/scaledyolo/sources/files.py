@@ -11,11 +11,14 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
+import numpy as np
+
 from scaledyolo.errors import SourceError
-from scaledyolo.sources.frame import BaseSource, Frame, SourceKind
+from scaledyolo.sources.frame import BaseSource, Frame, Load, SourceKind, made
 from scaledyolo.sources.image_header import SNIFF_BYTES, sniff_format
 from scaledyolo.sources.image_reader import MAX_PIXELS, printable, read_image, reason_of
 from scaledyolo.sources.remote import (
@@ -63,35 +66,55 @@ class FileSource(BaseSource):
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames of every file in order; a single image that is broken raises SourceError."""
-        for entry in self.entries:
-            try:
-                yield from self._frames(entry)
-            except SourceError as error:
-                if self.kind == "image":
-                    raise
-                yield Frame(image=None, source=without_password(entry.source), relative=entry.relative, error=error)
+        for load in self.loads():
+            yield load()
 
-    def _frames(self, entry: Entry) -> Iterator[Frame]:
+    def loads(self) -> Iterator[Load]:
+        """One call for each image, which reads it; the frames of videos."""
+        for entry in self.entries:
+            if not _holds_video(entry):
+                yield partial(self._image, entry)
+                continue
+            try:
+                if is_url(entry.source):
+                    require_known_scheme(entry.source)
+                for frame in VideoFile(entry.source, relative=entry.relative):
+                    yield made(frame)
+            except SourceError as error:
+                yield made(_unreadable(entry, error))
+
+    def _image(self, entry: Entry) -> Frame:
+        try:
+            image = self._read(entry)
+        except SourceError as error:
+            if self.kind == "image":
+                raise
+            return _unreadable(entry, error)
+        return Frame(image=image, source=without_password(entry.source), relative=entry.relative)
+
+    def _read(self, entry: Entry) -> np.ndarray:
         if entry.problem is not None:
             raise entry.problem
-        if is_url(entry.source):
-            yield from self._remote_frames(entry)
-        elif _is_video(Path(entry.source)):
-            yield from VideoFile(entry.source, relative=entry.relative)
-        else:
-            image = read_image(entry.source, max_pixels=self.max_pixels)
-            yield Frame(image=image, source=entry.source, relative=entry.relative)
-
-    def _remote_frames(self, entry: Entry) -> Iterator[Frame]:
+        if not is_url(entry.source):
+            return read_image(entry.source, max_pixels=self.max_pixels)
         url, name = entry.source, without_password(entry.source)
         require_known_scheme(url)
-        if url_suffix(url) in VIDEO_SUFFIXES:
-            yield from VideoFile(url, relative=entry.relative)
-            return
         if not url.lower().startswith(("http://", "https://")):
             raise SourceError(f"{name} is a live stream, which never ends; open it by itself instead of in a list")
-        image = read_image(fetch(url), max_pixels=self.max_pixels, name=name)
-        yield Frame(image=image, source=name, relative=entry.relative)
+        return read_image(fetch(url), max_pixels=self.max_pixels, name=name)
+
+
+def _unreadable(entry: Entry, error: SourceError) -> Frame:
+    return Frame(image=None, source=without_password(entry.source), relative=entry.relative, error=error)
+
+
+def _holds_video(entry: Entry) -> bool:
+    """Whether to read an entry as a video: a local one by suffix or first bytes, one of the web by its suffix."""
+    if entry.problem is not None:
+        return False
+    if is_url(entry.source):
+        return url_suffix(entry.source) in VIDEO_SUFFIXES
+    return _is_video(Path(entry.source))
 
 
 def _suffix(source: str) -> str:

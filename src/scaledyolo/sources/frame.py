@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from scaledyolo.closing import Closing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +40,10 @@ class Frame:
             raise ValueError(f"a frame has either an image or an error, that of {self.source} has both or none")
 
 
+# Makes one frame; raises SourceError where the source does.
+Load = Callable[[], Frame]
+
+
 @runtime_checkable
 class FrameSource(Protocol):
     """Frames in order. Iterating starts from the beginning; a broken member of many is a frame with an ``error``,
@@ -52,6 +59,10 @@ class FrameSource(Protocol):
 
     def __iter__(self) -> Iterator[Frame]: ...
 
+    def loads(self) -> Iterator[Load]:
+        """The same frames as calls that make them, to be called once each, in any thread and order: what is read from
+        files of its own is read there; what is not (videos, streams) is read while iterating."""
+
     def close(self) -> None:
         """Stop and free everything; may be called twice."""
 
@@ -65,19 +76,24 @@ class FrameSource(Protocol):
     ) -> None: ...
 
 
-class BaseSource:
-    """The context-manager half of a FrameSource, for sources that hold nothing between iterations."""
+class BaseSource(Closing):
+    """What most sources share: they hold nothing between iterations, and their frames come one after the other."""
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def loads(self) -> Iterator[Load]:
+        """See :class:`FrameSource`; these frames are there already."""
+        return (made(frame) for frame in self)
 
     def close(self) -> None:
         """Nothing to free: the iterator owns what it opens."""
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+def made(frame: Frame) -> Load:
+    """A frame that is there already, as a call."""
+    return partial(_itself, frame)
+
+
+def _itself(frame: Frame) -> Frame:
+    return frame

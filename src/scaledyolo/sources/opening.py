@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -71,6 +72,23 @@ def open_source(
     if any(character in text for character in "*?["):
         return FileSource(list_pattern(text), max_pixels=max_pixels)
     raise _missing(path)
+
+
+def open_sources(sources: Sequence[str], *, recursive: bool = True) -> list[FrameSource]:
+    """Several arguments as few sources: what is files, in whatever way it was named, goes into one, in order.
+
+    A broken image among several arguments is then a frame with an error, as it is in a folder; see :func:`open_source`
+    for what is raised.
+    """
+    opened: list[FrameSource] = []
+    for number, source in enumerate(sources):
+        one = open_source(source, recursive=recursive)
+        last = opened[-1] if number else None
+        if isinstance(one, FileSource) and isinstance(last, FileSource):
+            opened[-1] = FileSource((*last.entries, *one.entries), max_pixels=one.max_pixels)
+        else:
+            opened.append(one)
+    return opened
 
 
 def _open_url(url: str, max_pixels: int, reconnect: Reconnect | None) -> FrameSource:
