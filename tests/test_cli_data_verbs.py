@@ -77,7 +77,7 @@ def test_a_good_data_set_is_called_good(good: Path, capsys: pytest.CaptureFixtur
     assert train["sizes"] == pytest.approx(np.quantile(np.sqrt(areas), (0, 0.1, 0.5, 0.9, 1)), abs=0.15)
     assert report["anchors"]["recall"] == 1.0
     assert report["training_bytes"] > 500 * 2**20
-    assert report["cache_bytes"] == 25 * SIDE * SIDE * 3
+    assert report["cache_bytes"] == (25 + 3) * SIDE * SIDE * 3
 
 
 def test_text_and_page_say_the_same(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,7 +257,7 @@ def test_a_damaged_disk_cache_heals(dataset: Dataset, tmp_path: Path) -> None:
     good = source.image(3).copy()
     (path,) = tmp_path.iterdir()
     flat = np.memmap(path, np.uint8, mode="r+")
-    flat[len(dataset) * 4 + int(source._starts[3])] ^= 0xFF
+    flat[len(dataset) * 4 + int(source.store.starts[3])] ^= 0xFF
     del flat
     np.testing.assert_array_equal(ImageSource(dataset, SIZE, cache="disk", folder=tmp_path).image(3), good)
 
@@ -269,8 +269,8 @@ def test_the_memory_cache_is_shared_with_forked_workers(dataset: Dataset) -> Non
         source.image(4)
         os._exit(0)
     os.waitpid(child, 0)
-    assert source._checksums is not None
-    assert source._checksums[4] != 0  # what the child decoded, we see
+    assert source.store.checksums is not None
+    assert source.store.checksums[4] != 0  # what the child decoded, we see
 
 
 def test_annotations_are_a_handful_of_flat_arrays(dataset: Dataset) -> None:

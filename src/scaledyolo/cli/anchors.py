@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
@@ -16,14 +18,14 @@ if TYPE_CHECKING:
 class Anchors:
     """Fit anchor boxes to a data set by k-means and genetic refinement, and compare them with those of the network."""
 
-    data: Path
-    """Folder or file of the data set; its format is recognised by looking."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")]
+    """Folders or files of data sets, taken as one, their classes merged by name; formats are recognised by looking."""
     model: str = "yolov4-tiny"
     """Zoo name or spec file; says how many anchors each level has."""
     size: int | None = None
     """Side of the network input in pixels; by default the model's own."""
     split: str = "train"
-    """Split whose boxes are fitted."""
+    """Whose boxes are fitted: a split, all, a .txt file that lists images, or a share of any of these: train[:80%]."""
     threshold: float = 4.0
     """Largest ratio of sides between box and anchor that can be learnt; the recipe's assignment.anchor_threshold."""
     generations: int = 1000
@@ -40,10 +42,10 @@ class Anchors:
 
         from scaledyolo.cli.options import sized
         from scaledyolo.data.anchors import fit_of, label_sizes, propose_anchors
-        from scaledyolo.data.formats import open_dataset
+        from scaledyolo.data.selection import open_part
         from scaledyolo.model import load_spec
 
-        dataset = open_dataset(self.data, self.split)
+        dataset = open_part(self.data, self.split)
         spec = sized(load_spec(self.model).with_classes(dataset.num_classes), self.size)
         sizes = label_sizes(dataset, spec.size)
         levels = [len(mask) for mask in spec.masks]

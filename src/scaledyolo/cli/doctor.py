@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from scaledyolo.cli import EXIT_ERROR
 from scaledyolo.errors import DataError, MissingPackageError
@@ -23,16 +26,16 @@ _MARKS = {"blocks": "BLOCKS ", "warning": "warning", "fine": "fine   "}
 class Doctor:
     """Look at a data set before training on it: what is in it, what is wrong with it, and whether it can be learnt."""
 
-    data: Path
-    """Folder or file of the data set; its format is recognised by looking."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")]
+    """Folders or files of data sets, taken as one, their classes merged by name; formats are recognised by looking."""
     model: str = "yolov4-tiny"
     """Zoo name or spec file of the network to train."""
     size: int | None = None
     """Side of the network input in pixels; by default the model's own."""
     split: str = "train"
-    """Split to learn from."""
+    """What to learn from: a split, all, a .txt file that lists images, or a share of any of these: train[:80%]."""
     val_split: str = "val"
-    """Split by which the best epoch is chosen."""
+    """What to choose the best epoch by: likewise, or the share of --split that is kept apart for it, such as 0.2."""
     batch: int = 16
     """Images of a training step, for the estimate of memory."""
     self_test: bool = False
@@ -50,7 +53,7 @@ class Doctor:
         from scaledyolo.model import load_spec
 
         splits = self._splits()
-        train = splits[self.split]
+        train = next(iter(splits.values()))
         spec = replace(load_spec(self.model).with_classes(train.num_classes), resize="letterbox")
         spec = sized(spec, self.size)
         graph = lower(spec)
@@ -65,16 +68,15 @@ class Doctor:
 
     def _splits(self) -> dict[str, Dataset]:
         """The two splits of a training, and the test split where there is one; every image is decoded."""
-        from scaledyolo.data.formats import open_dataset
+        from scaledyolo.data.dataset import with_classes_of
+        from scaledyolo.data.selection import ALL, open_pair, open_part, parse_pair
 
-        train = open_dataset(self.data, self.split, check="full")
-        splits = {self.split: train}
-        for name in dict.fromkeys((self.val_split, "test")):
-            try:
-                splits.setdefault(name, open_dataset(self.data, name, check="full", names=train.names))
-            except DataError:
-                if name == self.val_split:
-                    raise
+        train, val = open_pair(self.data, self.split, self.val_split, check="full")
+        parts = parse_pair(self.split, self.val_split)
+        splits = dict(zip(map(str, parts), (train, val), strict=True))
+        if all(part.base not in (ALL, "test") for part in parts):
+            with contextlib.suppress(DataError):  # most data sets have none
+                splits["test"] = with_classes_of(open_part(self.data, "test", check="full"), train)
         return splits
 
     def _report(self, diagnosis: Diagnosis, splits: Mapping[str, Dataset]) -> None:

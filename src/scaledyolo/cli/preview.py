@@ -15,8 +15,8 @@ from scaledyolo.errors import OutputError
 class Preview:
     """Write a sheet of augmented samples with their boxes: what the network will see while it trains."""
 
-    data: Path
-    """Folder or file of the data set; its format is recognised by looking."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")]
+    """Folders or files of data sets, taken as one, their classes merged by name; formats are recognised by looking."""
     recipe: str = "small"
     """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
@@ -26,7 +26,9 @@ class Preview:
     count: int = 16
     """Number of samples."""
     split: str = "train"
-    """Split to show."""
+    """What to show: a split, all, a .txt file that lists images, or a share of any of these: train[:80%]."""
+    transform: str | None = None
+    """Your own augmentation, applied last, as module:object (see `scaledyolo train --help`). Its code is run."""
     seed: int = 0
     """Of everything random; the samples are those of the first epoch of a training with this seed."""
     plain: bool = False
@@ -38,8 +40,9 @@ class Preview:
         import cv2
         import numpy as np
 
-        from scaledyolo.data.formats import open_dataset
+        from scaledyolo.data.plugins import load_transform
         from scaledyolo.data.preview import preview_sheet
+        from scaledyolo.data.selection import open_part
         from scaledyolo.outputs.files import write_whole
         from scaledyolo.train.recipe import recipe_named
 
@@ -47,9 +50,14 @@ class Preview:
         if suffix not in (".jpg", ".jpeg", ".png"):
             raise OutputError(f"{self.out}: a preview is a .jpg or .png file")
         config = recipe_named(self.recipe).replace(*self.set).augmentation
-        dataset = open_dataset(self.data, self.split)
+        dataset = open_part(self.data, self.split)
         sheet = preview_sheet(
-            dataset, config.without_mixing() if self.plain else config, size=self.size, count=self.count, seed=self.seed
+            dataset,
+            config.without_mixing() if self.plain else config,
+            size=self.size,
+            count=self.count,
+            seed=self.seed,
+            transform=load_transform(self.transform) if self.transform is not None else None,
         )
         encoded, data = cv2.imencode(suffix, np.ascontiguousarray(sheet[:, :, ::-1]))
         if not encoded:

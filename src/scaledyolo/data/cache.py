@@ -13,6 +13,7 @@ import hashlib
 import mmap
 import os
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from scaledyolo.data.sample import Sample
 from scaledyolo.errors import UsageError
 
 CacheKind = Literal["none", "ram", "disk"]
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 
 
 def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:
@@ -46,6 +47,82 @@ def resize_long_side(image: npt.NDArray[np.uint8], size: int, *, smooth: bool) -
     shrinking = height < image.shape[0] or width < image.shape[1]
     how = cv2.INTER_AREA if smooth and shrinking else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+
+
+class ImageStore:
+    """Images (height, width, 3) uint8 of shapes known beforehand, each made when it is first asked for and then kept.
+
+    shapes: (n, 2) height, width. kind: where they are kept; "none" makes them anew each time. key: what the content
+    of the images follows from, by which a file on disk is found again; asked only then.
+    """
+
+    def __init__(
+        self,
+        shapes: npt.NDArray[np.int64],
+        kind: CacheKind,
+        *,
+        key: Callable[[], str],
+        folder: str | Path | None = None,
+    ) -> None:
+        self.shapes = shapes
+        self.starts = np.concatenate([[0], np.cumsum(shapes.prod(axis=1) * 3)]).astype(np.int64)
+        self.checksums: npt.NDArray[np.uint32] | None = None
+        self._bytes: npt.NDArray[np.uint8] | None = None
+        self._trusted = np.zeros(len(shapes), np.bool_)  # this process wrote or verified the slot
+        if kind == "ram":
+            self._use_memory()
+        elif kind == "disk":
+            self._use_file((Path(folder) if folder is not None else _default_folder()) / f"{key()}.images")
+        elif kind != "none":
+            raise UsageError(f"unknown cache {kind!r}; use none, ram or disk")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all images: what the cache takes when full."""
+        return int(self.starts[-1])
+
+    def get(self, index: int, make: Callable[[], npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+        """The image, read-only where it is kept."""
+        if self._bytes is None or self.checksums is None:
+            return make()
+        slot = self._bytes[self.starts[index] : self.starts[index + 1]]
+        if not self._trusted[index]:
+            # Zero marks an empty slot; a checksum that happens to be zero is stored as one.
+            if self.checksums[index] == 0 or self.checksums[index] != _checksum(slot):
+                slot[...] = make().reshape(-1)
+                self.checksums[index] = _checksum(slot)
+            self._trusted[index] = True
+        height, width = self.shapes[index].tolist()
+        view = slot.reshape(height, width, 3)
+        view.flags.writeable = False
+        return view
+
+    def _use_memory(self) -> None:
+        # Anonymous shared mapping: unlike an array, pages written by a forked worker are seen by all.
+        header = len(self.shapes) * 4
+        self._bytes = np.frombuffer(mmap.mmap(-1, max(self.num_bytes, 1)), np.uint8)
+        self.checksums = np.frombuffer(mmap.mmap(-1, max(header, 1)), np.uint8)[:header].view(np.uint32)
+
+    def _use_file(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = len(self.shapes) * 4
+        with path.open("ab") as file:
+            # Sparse and the same for every process that gets here at once.
+            file.truncate(max(header + self.num_bytes, 1))
+        flat = np.memmap(path, np.uint8, mode="r+")
+        self.checksums = np.asarray(flat[:header]).view(np.uint32)
+        self._bytes = np.asarray(flat[header : header + self.num_bytes])
+
+
+def content_key(dataset: Dataset, made: str) -> str:
+    """A name for the images of a data set as ``made`` says: other files, sizes or times give another."""
+    digest = hashlib.sha256(f"{_LAYOUT_VERSION} {made}\n".encode())
+    digest.update(dataset.annotations.sizes.astype("<i8").tobytes())
+    for path in dataset.annotations.paths:
+        facts = os.stat(path)
+        line = f"{os.path.basename(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:32]
 
 
 class ImageSource:
@@ -71,17 +148,9 @@ class ImageSource:
             longest = sizes.max(axis=1, keepdims=True, initial=1)
             sizes = np.maximum(sizes * size // longest, 1)
         self._shapes = sizes
-        self._starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1) * 3)]).astype(np.int64)
-        self._bytes: npt.NDArray[np.uint8] | None = None
-        self._checksums: npt.NDArray[np.uint32] | None = None
         self._offsets, self._boxes, self._class_ids = self._scaled_objects()
-        self._trusted = np.zeros(len(dataset), np.bool_)  # this process wrote or verified the slot
-        if cache == "ram":
-            self._use_memory()
-        elif cache == "disk":
-            self._use_file(Path(folder) if folder is not None else _default_folder())
-        elif cache != "none":
-            raise UsageError(f"unknown cache {cache!r}; use none, ram or disk")
+        made = f"long side {size} {'smooth' if smooth else 'linear'}"
+        self.store = ImageStore(sizes, cache, key=lambda: content_key(dataset, made), folder=folder)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -89,7 +158,7 @@ class ImageSource:
     @property
     def num_bytes(self) -> int:
         """Bytes of all decoded images: what the cache takes when full."""
-        return int(self._starts[-1])
+        return self.store.num_bytes
 
     def shape(self, index: int) -> tuple[int, int]:
         """(height, width) of the image that `sample` returns."""
@@ -98,18 +167,7 @@ class ImageSource:
 
     def image(self, index: int) -> npt.NDArray[np.uint8]:
         """Image (height, width, 3) uint8 RGB, read-only."""
-        if self._bytes is None or self._checksums is None:
-            return self._load(index)
-        slot = self._bytes[self._starts[index] : self._starts[index + 1]]
-        if not self._trusted[index]:
-            # Zero marks an empty slot; a checksum that happens to be zero is stored as one.
-            if self._checksums[index] == 0 or self._checksums[index] != _checksum(slot):
-                slot[...] = self._load(index).reshape(-1)
-                self._checksums[index] = _checksum(slot)
-            self._trusted[index] = True
-        view = slot.reshape(*self.shape(index), 3)
-        view.flags.writeable = False
-        return view
+        return self.store.get(index, lambda: self._load(index))
 
     def sample(self, index: int) -> Sample:
         """The image with its boxes, both at this source's size; crowds are left out."""
@@ -136,31 +194,6 @@ class ImageSource:
     def _load(self, index: int) -> npt.NDArray[np.uint8]:
         image = self.dataset.load_image(index)
         return image if self.size is None else resize_long_side(image, self.size, smooth=self.smooth)
-
-    def _use_memory(self) -> None:
-        # Anonymous shared mapping: unlike an array, pages written by a forked worker are seen by all.
-        self._bytes = np.frombuffer(mmap.mmap(-1, max(self.num_bytes, 1)), np.uint8)
-        self._checksums = np.frombuffer(mmap.mmap(-1, max(len(self) * 4, 1)), np.uint8)[: len(self) * 4].view(np.uint32)
-
-    def _use_file(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self._key()}.images"
-        header = len(self) * 4
-        with path.open("ab") as file:
-            # Sparse and the same for every process that gets here at once.
-            file.truncate(max(header + self.num_bytes, 1))
-        flat = np.memmap(path, np.uint8, mode="r+")
-        self._checksums = np.asarray(flat[:header]).view(np.uint32)
-        self._bytes = np.asarray(flat[header : header + self.num_bytes])
-
-    def _key(self) -> str:
-        digest = hashlib.sha256(f"{_LAYOUT_VERSION} {self.size} {self.smooth}\n".encode())
-        digest.update(self._shapes.astype("<i8").tobytes())
-        for path in self.dataset.annotations.paths:
-            facts = os.stat(path)
-            line = f"{os.path.basename(path)}\0{facts.st_size}\0{facts.st_mtime_ns}\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()[:32]
 
 
 def _checksum(slot: npt.NDArray[np.uint8]) -> int:

@@ -137,6 +137,46 @@ def concatenate(datasets: Sequence[Dataset], *, classes: Literal["same", "merge"
     )
 
 
+def without_repeats(dataset: Dataset) -> Dataset:
+    """The data set with each image file once, where it stands first."""
+    first: dict[str, int] = {}
+    for index, path in enumerate(dataset.annotations.paths):
+        first.setdefault(os.path.realpath(path), index)
+    return dataset if len(first) == len(dataset) else dataset.subset(list(first.values()))
+
+
+def without_images(dataset: Dataset, other: Dataset) -> Dataset:
+    """The data set without the image files of another."""
+    taken = {os.path.realpath(path) for path in other.annotations.paths}
+    paths = dataset.annotations.paths
+    return dataset.subset([index for index, path in enumerate(paths) if os.path.realpath(path) not in taken])
+
+
+def with_classes_of(dataset: Dataset, model: Dataset) -> Dataset:
+    """The data set with its classes numbered as in another, by name; a class that only it has must have no boxes.
+
+    Raises:
+        DataError: it has boxes of a class that the other does not know.
+    """
+    if dataset.names == model.names:
+        return dataset
+    counts = np.bincount(dataset.annotations.class_ids, minlength=dataset.num_classes)
+    new = [name for name, count in zip(dataset.names, counts, strict=True) if count and name not in model.names]
+    if new:
+        raise DataError(
+            f"{dataset.source} has boxes of {', '.join(map(repr, new))}, which {model.source} does not know; "
+            "both need the same classes"
+        )
+    position = {name: class_id for class_id, name in enumerate(model.names)}
+    numbers = np.array([position.get(name, 0) for name in dataset.names], np.int32)
+    return replace(
+        dataset,
+        annotations=join([dataset.annotations], [numbers]),
+        names=model.names,
+        original_ids=model.original_ids,
+    )
+
+
 def split_by_ratio(dataset: Dataset, ratios: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
     """Split by a seeded hash of each image's file name, e.g. ``{"train": .8, "val": .2}``.
 
@@ -146,28 +186,44 @@ def split_by_ratio(dataset: Dataset, ratios: Mapping[str, float], *, seed: int =
     total = sum(ratios.values())
     if not ratios or min(ratios.values()) < 0 or total <= 0:
         raise UsageError(f"split ratios must be positive, found {dict(ratios)}")
-    edges = np.cumsum(list(ratios.values())) / total
+    edges = np.concatenate([[0.0], np.cumsum(list(ratios.values())) / total])
+    edges[-1] = 1.0
+    return {name: select_share(dataset, edges[k], edges[k + 1], seed=seed) for k, name in enumerate(ratios)}
+
+
+def select_share(dataset: Dataset, first: float, last: float, *, seed: int = 0) -> Dataset:
+    """The images whose seeded hash of their file name, a number in [0, 1), lies in [first, last)."""
     draws = np.array([_hash_to_unit(os.path.basename(path), seed) for path in dataset.annotations.paths])
-    part = np.minimum(np.searchsorted(edges, draws, side="right"), len(edges) - 1)
-    return {name: dataset.subset(np.flatnonzero(part == k)) for k, name in enumerate(ratios)}
+    return dataset.subset(np.flatnonzero((draws >= first) & (draws < last)))
 
 
 def select_by_list(dataset: Dataset, list_file: str | Path) -> Dataset:
-    """Only the images named in a text file, one per line: a path, a file name, or a name without suffix."""
-    by_name: dict[str, int] = {}
+    """Only the images named in a text file, one per line: a path, a file name, or a name without suffix.
+
+    Raises:
+        DataError: the file cannot be read, or names an image that is not there or stands for several.
+    """
+    try:
+        lines = Path(list_file).read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{list_file}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+    by_name: dict[str, set[int]] = {}
     for index, path in enumerate(dataset.annotations.paths):
-        for key in (Path(path).stem, os.path.basename(path), path):
-            by_name[key] = index
-    chosen = []
-    for number, line in enumerate(Path(list_file).read_text("utf-8").splitlines(), start=1):
+        for key in {Path(path).stem, os.path.basename(path), path}:
+            by_name.setdefault(key, set()).add(index)
+    chosen: dict[int, None] = {}
+    for number, line in enumerate(lines, start=1):
         wanted = line.strip()
         if not wanted:
             continue
-        found = by_name.get(wanted, by_name.get(os.path.basename(wanted)))
-        if found is None:
-            raise DataError(f"{list_file}:{number}: image {wanted!r} is not in the data set {dataset.source}")
-        chosen.append(found)
-    return dataset.subset(chosen)
+        found = by_name.get(wanted) or by_name.get(os.path.basename(wanted), set())
+        if len(found) > 1:
+            found = {index for index in found if dataset.path(index).endswith(wanted)} or found
+        if len(found) != 1:
+            what = "is not in" if not found else f"stands for {len(found)} images of"
+            raise DataError(f"{list_file}:{number}: image {wanted!r} {what} the data set {dataset.source}")
+        chosen.update(dict.fromkeys(found))
+    return dataset.subset(list(chosen))
 
 
 def _hash_to_unit(name: str, seed: int) -> float:

@@ -16,6 +16,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.memory import training_bytes
 from scaledyolo.data.anchors import SUFFICIENT_RECALL, AnchorFit, fit_of, label_sizes
 from scaledyolo.data.cache import ImageSource
+from scaledyolo.data.canvases import Canvases
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.near_duplicates import Twin, looks, near_duplicates
 
@@ -80,7 +81,7 @@ class Diagnosis:
     anchors: AnchorFit | None  # of the boxes to learn from
     duplicates: tuple[Duplicates, ...]
     training_bytes: int
-    cache_bytes: int
+    cache_bytes: int  # of the images to learn from and of those to choose by
     findings: tuple[Finding, ...]
 
     @property
@@ -122,7 +123,8 @@ def examine(
         anchors=anchors,
         duplicates=duplicates,
         training_bytes=training_bytes(graph, size, size, batch, "32"),
-        cache_bytes=ImageSource(train, size).num_bytes,
+        cache_bytes=ImageSource(train, size).num_bytes
+        + sum(Canvases(val, size, size).num_bytes for val in tuple(splits.values())[1:2]),
         findings=tuple(findings(facts, anchors, duplicates, size)),
     )
 

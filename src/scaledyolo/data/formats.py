@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from scaledyolo.data.coco import read_coco
-from scaledyolo.data.dataset import Dataset
+from scaledyolo.data.dataset import Dataset, concatenate, without_repeats
 from scaledyolo.data.image_files import ImageCheck, is_image
 from scaledyolo.data.problems import Policy
 from scaledyolo.data.voc import available_splits, read_voc
@@ -19,10 +20,12 @@ from scaledyolo.data.yolo_txt import (
     names_beside,
     read_yolo_folder,
     read_yolo_yaml,
+    yaml_splits,
 )
 from scaledyolo.errors import DataError, nearest
 
 Format = Literal["coco", "yolo", "voc"]
+_YAML_SUFFIXES = frozenset({".yaml", ".yml"})
 
 
 def open_dataset(
@@ -43,11 +46,22 @@ def open_dataset(
     if not path.exists():
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file or folder.{nearest(path.name, siblings)}")
-    is_folder = path.is_dir()
-    dataset = _open_folder(path, split, names, bad, check) if is_folder else _open_file(path, split, bad, check)
+    dataset = _open(path, split, names, bad, check) if split is not None else _open_all(path, names, bad, check)
     if len(dataset) == 0:
         raise DataError(f"{dataset.source}: no usable image; {dataset.report}")
     return dataset
+
+
+def split_names(path: Path) -> tuple[str, ...]:
+    """Names of the splits of a data set; none where it is not divided."""
+    if path.is_file():
+        return yaml_splits(path) if path.suffix.lower() in _YAML_SUFFIXES else ()
+    kind, description = recognise(path), _data_yaml(path)
+    if kind == "voc":
+        return tuple(available_splits(path))
+    if kind == "coco":
+        return tuple(name for name in _coco_files(path) if name)
+    return yaml_splits(description) if description is not None else tuple(name for name in _yolo_folders(path) if name)
 
 
 def recognise(folder: Path) -> Format | None:
@@ -63,9 +77,24 @@ def recognise(folder: Path) -> Format | None:
     return None
 
 
+def _open(path: Path, split: str | None, names: Sequence[str] | None, bad: Policy, check: ImageCheck) -> Dataset:
+    if path.is_dir():
+        return _open_folder(path, split, names, bad, check)
+    return _open_file(path, split, bad, check)
+
+
+def _open_all(path: Path, names: Sequence[str] | None, bad: Policy, check: ImageCheck) -> Dataset:
+    """All splits as one data set, an image that several of them name once."""
+    splits = split_names(path)
+    if not splits or recognise(path) == "voc":
+        return _open(path, None, names, bad, check)
+    parts = [_open(path, split, names, bad, check) for split in splits]
+    return replace(without_repeats(concatenate(parts, classes="merge")), source=f"{path} [all]")
+
+
 def _open_file(path: Path, split: str | None, bad: Policy, check: ImageCheck) -> Dataset:
     suffix = path.suffix.lower()
-    if suffix in {".yaml", ".yml"}:
+    if suffix in _YAML_SUFFIXES:
         return read_yolo_yaml(path, split or "train", bad=bad, check=check)
     if suffix == ".json":
         return read_coco(path, bad=bad, check=check)

@@ -106,6 +106,21 @@ def place_letterbox(
     )
 
 
+def place_stretch(source_height: int, source_width: int, height: int, width: int) -> Placement:
+    """Placement of an image of the source size that fills a canvas of (height, width), aspect not kept."""
+    _require_positive(source_height, source_width, height, width)
+    return Placement(
+        scale_x=width / source_width,
+        scale_y=height / source_height,
+        pad_left=0,
+        pad_top=0,
+        source_height=source_height,
+        source_width=source_width,
+        canvas_height=height,
+        canvas_width=width,
+    )
+
+
 def minimum_rectangle(
     source_height: int, source_width: int, height: int, width: int, stride: int, *, scale_up: bool = True
 ) -> tuple[int, int]:
@@ -181,20 +196,9 @@ def stretch(
 ) -> tuple[Image, Placement]:
     """Resize an image to (height, width), aspect not kept (Darknet without letter_box); see `letterbox`."""
     _require_image(image)
-    _require_positive(height, width, *image.shape[:2])
+    placement = place_stretch(image.shape[0], image.shape[1], height, width)
     canvas = _canvas(height, width, out)
     resize_into(image, canvas, interpolation)
-    source_height, source_width = image.shape[:2]
-    placement = Placement(
-        scale_x=width / source_width,
-        scale_y=height / source_height,
-        pad_left=0,
-        pad_top=0,
-        source_height=source_height,
-        source_width=source_width,
-        canvas_height=height,
-        canvas_width=width,
-    )
     return canvas, placement
 
 

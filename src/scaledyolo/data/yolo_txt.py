@@ -39,7 +39,7 @@ def read_yolo_yaml(
         root = root if root.is_dir() else yaml_file.parent
     keys = [key for key in SPLIT_SYNONYMS.get(split, (split,)) if content.get(key)]
     if not keys:
-        known = [key for key in ("train", "val", "valid", "test") if content.get(key)]
+        known = yaml_splits(yaml_file)
         raise DataError(
             f"{yaml_file}: has no split {split!r}, only {', '.join(known) or 'none'}.{nearest(split, known)}"
         )
@@ -84,6 +84,12 @@ def load_yaml(yaml_file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{yaml_file}: must be a mapping with the keys train, val and names")
     return content
+
+
+def yaml_splits(yaml_file: Path) -> tuple[str, ...]:
+    """Splits that a data.yaml names."""
+    content = load_yaml(yaml_file)
+    return tuple(key for key in ("train", "val", "valid", "validation", "test") if content.get(key))
 
 
 def label_file(image: Path) -> Path:

@@ -94,6 +94,16 @@ def resampled_average_precision(
     return result
 
 
+def resampled_means(matching: Matching, *, num_resamples: int = 1000, seed: int = 0) -> tuple[FloatArray, FloatArray]:
+    """AP and AP50 of each resample, two arrays (B,): the draws behind :func:`bootstrap_average_precision`.
+
+    Models that were matched on the same images see the same resamples, so their rows can be compared in pairs.
+    """
+    weights = image_resamples(matching.num_images, num_resamples, seed)
+    samples = resampled_average_precision(matching, weights)
+    return _sample_means(samples), _sample_means(samples[:, matching.threshold_index(0.5)])
+
+
 def bootstrap_average_precision(
     matching: Matching,
     *,
@@ -115,11 +125,12 @@ def bootstrap_average_precision(
         level=level,
         num_resamples=num_resamples,
         seed=seed,
-        ap=_interval(_mean(whole), _sample_means(samples), level),
-        ap50=_interval(_mean(whole[at50]), _sample_means(samples[:, at50]), level),
-        ap75=_interval(_mean(whole[at75]), _sample_means(samples[:, at75]), level),
+        ap=interval_around(_mean(whole), _sample_means(samples), level),
+        ap50=interval_around(_mean(whole[at50]), _sample_means(samples[:, at50]), level),
+        ap75=interval_around(_mean(whole[at75]), _sample_means(samples[:, at75]), level),
         class_ap=tuple(
-            _interval(_mean(whole[:, k]), samples[:, :, k].mean(axis=1), level) for k in range(matching.num_classes)
+            interval_around(_mean(whole[:, k]), samples[:, :, k].mean(axis=1), level)
+            for k in range(matching.num_classes)
         ),
     )
 
@@ -157,7 +168,7 @@ def compare_average_precision(
     def difference(thresholds: slice, classes: slice) -> PairedDifference:
         values = [_mean(one[thresholds, classes]) for one in whole]
         means = [_sample_means(one[:, thresholds, classes]) for one in samples]
-        return _paired(values[0], values[1], means[1] - means[0], level)
+        return paired_difference(values[0], values[1], means[1] - means[0], level)
 
     everything = slice(None)
     return PairedComparison(
@@ -187,7 +198,8 @@ def _sample_means(samples: FloatArray) -> FloatArray:
     return means
 
 
-def _interval(value: float, samples: FloatArray, level: float) -> Interval:
+def interval_around(value: float, samples: FloatArray, level: float = 0.95) -> Interval:
+    """The range of resampled figures (B,) moved so that their mean lies on ``value``; nan where nothing is defined."""
     defined = samples[~np.isnan(samples)]
     if np.isnan(value) or len(defined) == 0:
         return Interval(value, float("nan"), float("nan"))
@@ -196,7 +208,8 @@ def _interval(value: float, samples: FloatArray, level: float) -> Interval:
     return Interval(value, float(max(low, 0.0)), float(min(high, 1.0)))
 
 
-def _paired(first: float, second: float, differences: FloatArray, level: float) -> PairedDifference:
+def paired_difference(first: float, second: float, differences: FloatArray, level: float = 0.95) -> PairedDifference:
+    """Two figures and their differences (B,), second minus first, on the same resamples."""
     value = second - first
     defined = differences[~np.isnan(differences)]
     if np.isnan(value) or len(defined) == 0:

@@ -9,8 +9,9 @@ from itertools import islice
 import numpy as np
 
 from scaledyolo.arch.ops import Detect
+from scaledyolo.data.canvases import Canvases
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.data.letterbox import Placement, letterbox, stretch
+from scaledyolo.data.letterbox import Placement
 from scaledyolo.data.tta import TtaPass
 from scaledyolo.evaluate.arrays import GroundTruth, Predictions, predictions_from_lists
 from scaledyolo.evaluate.protocols import Protocol
@@ -47,6 +48,7 @@ def predict(
     resize: str = "letterbox",
     batch: int = 8,
     indices: Sequence[int] | None = None,
+    canvases: Canvases | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Predictions:
     """Run one network over every image of a data set.
@@ -60,13 +62,23 @@ def predict(
         resize: "letterbox" or "stretch".
         batch: images that go through the network at once.
         indices: only these images (a shard); the others get no predictions.
+        canvases: the images on this canvas, where they are remembered for the next time; ``resize`` is then theirs.
         progress: called with the number of images done after each batch.
 
     Returns:
         Predictions in the pixels of the original images.
     """
     plain = View(network, tuple(detects), TtaPass(height, width))
-    return predict_views(dataset, (plain,), protocol, resize=resize, batch=batch, indices=indices, progress=progress)
+    return predict_views(
+        dataset,
+        (plain,),
+        protocol,
+        resize=resize,
+        batch=batch,
+        indices=indices,
+        canvases=canvases,
+        progress=progress,
+    )
 
 
 def predict_views(
@@ -78,6 +90,7 @@ def predict_views(
     resize: str = "letterbox",
     batch: int = 8,
     indices: Sequence[int] | None = None,
+    canvases: Canvases | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Predictions:
     """Like :func:`predict`, with test-time augmentation or an ensemble.
@@ -91,9 +104,12 @@ def predict_views(
     nms = NMS(iou=protocol.nms_iou, max_detections=protocol.max_detections)
     check_merge(merge, nms, len(views))
     chosen = range(len(dataset)) if indices is None else indices
+    seen = views[0].augmentation
+    if canvases is None:
+        canvases = Canvases(dataset, seen.height, seen.width, resize=resize)
     found: list[Candidates] = [_nothing()] * len(dataset)
     with ThreadPoolExecutor(1) as ahead:
-        for rows, inputs, placements in _batches(ahead, dataset, chosen, views, resize, batch):
+        for rows, inputs, placements in _batches(ahead, canvases, chosen, views, batch):
             by_view = [
                 view.decode(view.run(tensor), protocol.confidence, protocol.multi_label)
                 for view, tensor in zip(views, inputs, strict=True)
@@ -121,18 +137,15 @@ _Prepared = tuple[list[int], list[NetworkInput], list[Placement]]
 
 def _batches(
     ahead: ThreadPoolExecutor,
-    dataset: Dataset,
+    canvases: Canvases,
     chosen: Sequence[int],
     views: Sequence[View],
-    resize: str,
     batch: int,
 ) -> Iterator[_Prepared]:
     """Batches in order, the next one decoded while this one is in use."""
-    place = letterbox if resize == "letterbox" else stretch
-    height, width = views[0].augmentation.height, views[0].augmentation.width
 
     def prepare(rows: list[int]) -> _Prepared:
-        placed = [place(dataset.load_image(row), height, width) for row in rows]
+        placed = [canvases[row] for row in rows]
         return rows, inputs_of(views, [canvas for canvas, _ in placed]), [placement for _, placement in placed]
 
     remaining = iter(chosen)
