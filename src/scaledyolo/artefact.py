@@ -8,6 +8,7 @@ An artefact is a network in the format of some runtime. Its metadata, texts by k
 ``input``         height, width, channels, how an image is brought to that size, colour order, range of values
 ``dynamic``       whether height and width are free; ``batch``: images at a time, null for any number
 ``heads``         how each raw map becomes boxes: the fields of :class:`~scaledyolo.arch.ops.Detect`; ``strides``
+``max_stride``    what height and width are multiples of; missing where it is the stride of the coarsest head
 ``nms``           of an end-to-end graph: what it was built with; null where the outputs are raw maps
 ``storage``       how weights are stored, ``float32`` or ``float16``
 ``provenance``    where the weights come from
@@ -57,12 +58,18 @@ class ModelFacts:
     resize: Resize
     detects: tuple[Detect, ...]
     strides: tuple[int, ...]
+    # What sides are multiples of; 0: the coarsest head's stride. A subnet without heads keeps the strides above them.
+    max_stride: int = 0
     dynamic: bool = True
     batch: int | None = None
     nms: EmbeddedNms | None = None
     storage: Storage = "float32"
     provenance: Mapping[str, str] = field(default_factory=dict)
     verification: Verification = "pending"
+
+    def __post_init__(self) -> None:
+        if not self.max_stride:
+            object.__setattr__(self, "max_stride", max(self.strides, default=1))
 
     @classmethod
     def of(cls, description: Description) -> ModelFacts:
@@ -78,6 +85,7 @@ class ModelFacts:
             resize=graph.resize,
             detects=graph.detects,
             strides=graph.strides,
+            max_stride=graph.max_stride,
             provenance=dict(description.provenance),
         )
 
@@ -92,7 +100,7 @@ class ModelFacts:
                 f"{self.name}: exported for {self.height}x{self.width} only, not {height}x{width}; "
                 "export it with --dynamic or for that size"
             )
-        stride = max(self.strides)
+        stride = self.max_stride
         for side, value in (("height", height), ("width", width)):
             if value < stride or value % stride:
                 below = max(value // stride, 1) * stride
@@ -122,6 +130,7 @@ class ModelFacts:
             "batch": self.batch,
             "heads": heads,
             "strides": self.strides,
+            "max_stride": self.max_stride,
             "nms": None if self.nms is None else dataclasses.asdict(self.nms),
             "storage": self.storage,
             "provenance": dict(self.provenance),
@@ -149,8 +158,8 @@ class ModelFacts:
 
 _KEYS: Final = frozenset(
     (
-        "name", "class_names", "category_ids", "input", "dynamic", "batch", "heads", "strides", "nms", "storage",
-        "provenance", "verification",
+        "name", "class_names", "category_ids", "input", "dynamic", "batch", "heads", "strides", "max_stride",
+        "nms", "storage", "provenance", "verification",
     )
 )  # fmt: skip
 
@@ -169,6 +178,7 @@ def _facts(values: Mapping[str, Any], where: str) -> ModelFacts:
             from_mapping(Detect, head, f"{where}: head {row}", SpecError) for row, head in enumerate(values["heads"])
         ),
         strides=tuple(map(int, values["strides"])),
+        max_stride=int(values.get("max_stride", 0)),
         dynamic=bool(values["dynamic"]),
         batch=values["batch"],
         nms=None if nms is None else from_mapping(EmbeddedNms, nms, f"{where}: nms", SpecError),

@@ -6,6 +6,7 @@ the engine and decode take each, and suppress merges what they found.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -22,13 +23,14 @@ from scaledyolo.data.letterbox import Placement, letterbox, stretch
 from scaledyolo.errors import UsageError, nearest
 from scaledyolo.postprocess import NMS, Candidates, Merge, merge_views
 from scaledyolo.postprocess.fusion import check_merge
-from scaledyolo.runnable import ModelSource, open_runnable, rows_as_candidates
+from scaledyolo.runnable import ModelSource, Runnable, open_runnable, rows_as_candidates
 from scaledyolo.views import inputs_of, views_of
 
 if TYPE_CHECKING:
     import supervision as sv
     from PIL import Image
 
+    from scaledyolo.budgeted import Budgeted
     from scaledyolo.sources import Frame
 
 RgbImage = npt.NDArray[np.uint8]
@@ -75,6 +77,10 @@ class Detector:
         threads: threads of the engine on a CPU; by default all cores.
         names: class names or a file with one a line; by default those in the checkpoint or beside the cfg.
         download: whether official weights that are not in the cache may be fetched.
+        subnet: only this part of ``model``, such as "without-head-p7" or "without-stage-p7" (:mod:`.subnet`).
+        budget: time for an image, such as "15ms" or "30fps". Of the sizes up to ``size`` and of the network's exact or
+            trained subnets (of all with subnet="all") the best that fits is chosen by measuring, once for a machine,
+            and changed when the machine slows or recovers (:mod:`scaledyolo.budgeted`).
         tta: test-time augmentation: whether each network looks three times, once mirrored and twice shrunk, for two to
             three times the cost.
         ensemble: further models of the same classes; they are shown what ``model`` is shown, at its size.
@@ -103,6 +109,8 @@ class Detector:
         threads: int | None = None,
         names: str | os.PathLike[str] | Sequence[str] | None = None,
         download: bool = False,
+        subnet: str | None = None,
+        budget: str | float | None = None,
         tta: bool = False,
         ensemble: Sequence[ModelSource] = (),
         merge: Merge = "nms",
@@ -116,7 +124,11 @@ class Detector:
                 f"an ensemble is a list of models, got {os.fspath(ensemble)!r}; write [{os.fspath(ensemble)!r}]"
             )
         open_one = partial(open_runnable, engine=engine, device=device, half=half, threads=threads, download=download)
-        self.network = open_one(model, names=names)
+        if budget is not None:
+            from scaledyolo.budgeted import budget_model
+
+            model = budget_model(model, subnet, names=names, download=download, several=bool(ensemble))
+        self.network = open_one(model, names=names, subnet=subnet if budget is None else None)
         self.engine, facts = self.network.engine, self.network.facts
         self.names = facts.class_names
         self.category_ids = facts.category_ids
@@ -139,6 +151,11 @@ class Detector:
         self._lock = threading.Lock()
         self._names_array = np.array(self.names)
         array_namespace(self._names_array)  # imports what decoding needs here, not in the time of the first image
+        self.budget: Budgeted | None = None
+        if budget is not None:
+            from scaledyolo.budgeted import keep_budget
+
+            self.budget = keep_budget(self, budget, model, subnet, open_one, threads=threads)
 
     def __call__(self, image: Any, *, bgr: bool = False) -> sv.Detections | list[sv.Detections]:
         """Detect objects in one image or in a list of images.
@@ -168,6 +185,8 @@ class Detector:
         """Like :meth:`detect_batch`, as plain arrays: boxes in pixels of each image."""
         if not images:
             return []
+        if self.budget is not None:
+            return self.budget.candidates(images)
         clock = [time.perf_counter()]
         placed = [self._place(image) for image in images]
         inputs = inputs_of(self.views, [canvas for canvas, _ in placed])
@@ -207,6 +226,14 @@ class Detector:
 
     def _detect_frames(self, frames: Sequence[Frame]) -> list[sv.Detections]:
         return self.detect_batch([frame.image for frame in frames if frame.image is not None])
+
+    def looking_with(self, network: Runnable, height: int, width: int) -> Detector:
+        """This detector with another network of the same classes and input size; it counts its times with this one."""
+        other = copy.copy(self)
+        other.network, other.engine, other.height, other.width = network, network.engine, height, width
+        other.views = views_of((network,), height, width, tta=len(self.views) > 1)
+        other.budget = None
+        return other
 
     def _decode(self, outputs: Sequence[Sequence[npt.NDArray[Any]]]) -> list[tuple[Candidates, ...]]:
         """For each image the candidates of each view, from the outputs of each view."""

@@ -20,6 +20,7 @@ from scaledyolo.engines.select import AUTO, choose_engine, open_engine, openvino
 from scaledyolo.errors import FormatError, UsageError
 from scaledyolo.model import load_model
 from scaledyolo.postprocess import Candidates
+from scaledyolo.subnet import subnet_checkpoint
 from scaledyolo.weights import Array
 
 if TYPE_CHECKING:
@@ -67,15 +68,24 @@ def open_runnable(
     threads: int | None = None,
     names: PathLike | Sequence[str] | None = None,
     download: bool = False,
+    subnet: str | None = None,
 ) -> Runnable:
     """Open a model or an exported file in an engine; for the arguments see :class:`scaledyolo.Detector`.
+
+    ``subnet`` names what to cut out of the model first, see :func:`scaledyolo.subnet.subnet_checkpoint`.
 
     Raises:
         ScaledYoloError: the model cannot be read, or the engine cannot run it.
     """
     if isinstance(model, (str, os.PathLike)) and is_artefact(model):
+        if subnet:
+            raise UsageError(
+                f"{os.fspath(model)}: an exported network is fixed; give the checkpoint, or export its subnet: "
+                f"scaledyolo export MODEL --subnet {subnet}"
+            )
         return _open_artefact(Path(model), engine, device, half, threads)
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model, names=names, download=download)
+    checkpoint = subnet_checkpoint(checkpoint, subnet) if subnet else checkpoint
     opened = open_engine(engine, checkpoint.graph, dict(checkpoint.weights), device=device, half=half, threads=threads)
     return Runnable(opened, ModelFacts.of(checkpoint))
 
@@ -193,7 +203,7 @@ def _in_openvino(file: Path, facts: ModelFacts, device: str, half: bool | None, 
 
     def probe() -> Array:
         if facts.dynamic:
-            return np.repeat(probe_image(facts.channels, max(facts.strides)), facts.batch or 1, axis=0)
+            return np.repeat(probe_image(facts.channels, facts.max_stride), facts.batch or 1, axis=0)
         return np.stack([scene(facts.channels, facts.height, facts.width, seed) for seed in range(facts.batch or 1)])
 
     # What an end-to-end network puts out are rows, whose order small errors change: no measure of faithfulness.

@@ -80,7 +80,7 @@ def views_of(networks: Sequence[Runnable], height: int, width: int, *, tta: bool
                 f"{facts.name}: exported for {facts.height}x{facts.width} only, but test-time augmentation shows it "
                 "other sizes too; use the checkpoint, or export it with --dynamic"
             )
-        stride = max(facts.strides)
+        stride = facts.max_stride
         passes = tta_passes(height, width, stride) if tta else (TtaPass(height, width, max_stride=stride),)
         views += [View(network.run, facts.detects, one) for one in passes]
     return tuple(views)

@@ -16,6 +16,7 @@ from scaledyolo.arch.blocks import (
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.ops import Conv, Detect, Reorg
 from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.arch.subnet import cut_graph
 from scaledyolo.errors import SpecError
 
 
@@ -30,16 +31,21 @@ def lower(spec: ModelSpec) -> Graph:
         taps = backbone(b, spec)
     b.activation = spec.neck_activation or spec.activation
     NECKS[spec.neck.kind](b, spec, _Levels(b, spec, taps))
+    # A subnet may take sizes that the whole does not: it is cut at the next size that suits both.
+    whole = 2 ** max(taps)
+    size = -(-spec.size // whole) * whole if spec.subnet else spec.size
     graph = Graph(
         name=spec.name,
         nodes=tuple(b.nodes),
-        height=spec.size,
-        width=spec.size,
+        height=size,
+        width=size,
         resize=spec.resize,
         norm_eps=spec.norm_eps,
         norm_momentum=spec.norm_momentum,
     )
-    graph.check_size(spec.size, spec.size)
+    if spec.subnet:
+        return cut_graph(graph, spec.subnet).with_size(spec.size, spec.size)
+    graph.check_size(size, size)
     return graph
 
 

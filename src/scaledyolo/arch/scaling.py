@@ -135,8 +135,11 @@ def with_stages(spec: ModelSpec, count: int, *, size: int | None = None, anchors
         anchors: (width, height) in pixels, as many for every level as there are now, finest level first.
 
     Raises:
-        UsageError: the neck has one fixed level, no level would be left, or the anchors do not fit in number.
+        UsageError: the neck has one fixed level, no level would be left, the anchors do not fit in number, or the spec
+            is a subnet.
     """
+    if spec.subnet:
+        raise UsageError(f"{spec.name} is cut to {spec.subnet!r} already; scale the whole network, and cut that")
     more = count - num_stages(spec)
     levels = len(spec.masks) + more
     if spec.neck.kind not in _PYRAMIDS:

@@ -91,6 +91,7 @@ class ModelSpec:
     norm_momentum: float = 0.03
     heads_last: bool = False  # heads after the whole neck instead of each at its level
     resize: Literal["letterbox", "stretch"] = "letterbox"
+    subnet: str = ""  # the once-for-all cut that is left of it (arch.subnet), such as "without-stage-p7"; empty: all
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:

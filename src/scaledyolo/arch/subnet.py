@@ -6,10 +6,14 @@ resolution, backbone included, so that the top-down path starts one level lower.
 
 Kept nodes keep their names, hence kept weights theirs. What happens to the few tensors that change is described by
 :class:`InputChannels`; :func:`scaledyolo.subnet.subnet_weights` does it.
+
+A subnet has a name, by which options, specs and recipes ask for it: ``without-head-p7``, ``without-stage-p7``, and
+``without-stage-p7-zeros`` for the other fill; :func:`cut` takes it out of a graph.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +23,9 @@ from scaledyolo.errors import SpecError, UsageError, nearest
 
 Fill = Literal["zeros", "slice"]
 FILLS: tuple[Fill, ...] = ("zeros", "slice")
+JOIN = "+"  # between the names of cuts that are made one after the other
+
+_NAME = re.compile(r"without-(?P<part>head|stage)-p(?P<level>\d{1,2})(?P<zeros>-zeros)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,48 @@ class Subnet:
     def exact(self) -> bool:
         """Whether every output equals the large network's to the last bit."""
         return not self.changes
+
+
+def cut(graph: Graph, name: str) -> Subnet:
+    """The subnet of this name: one cut.
+
+    Raises:
+        UsageError: there is no such name (the nearest is named), or the network has no such level.
+        SpecError: the network cannot be cut there.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None or (found["part"] == "head" and found["zeros"]):
+        known = subnet_names(graph)
+        raise UsageError(
+            f"{graph.name} has no subnet named {name!r};{nearest(name, known)} Known: {', '.join(known) or 'none'}."
+        )
+    level = int(found["level"])
+    if found["part"] == "head":
+        return without_head(graph, level)
+    return without_stage(graph, level, "zeros" if found["zeros"] else "slice")
+
+
+def cut_graph(graph: Graph, names: str) -> Graph:
+    """The graph after the cuts of a name, or of several joined by ``+``, one after the other; see :func:`cut`."""
+    for name in names.split(JOIN):
+        graph = cut(graph, name).graph
+    return graph
+
+
+def subnet_names(graph: Graph) -> tuple[str, ...]:
+    """The names of what can be cut out of a network, the largest first, exact before approximate.
+
+    Of the two fills, which compute the same, only the smaller one is listed.
+    """
+    levels = sorted({stride.bit_length() - 1 for stride in graph.strides}, reverse=True)[:-1]
+    names = [f"without-head-p{level}" for level in levels]
+    for level in levels:
+        try:
+            without_stage(graph, level)
+        except SpecError:
+            continue
+        names.append(f"without-stage-p{level}")
+    return tuple(names)
 
 
 def without_head(graph: Graph, level: int) -> Subnet:
@@ -90,7 +139,8 @@ def without_stage(graph: Graph, level: int, fill: Fill = "slice") -> Subnet:
                 continue
         kept.append(node)
     nodes = _needed(tuple(kept), {head.name for head in heads})
-    smaller = _renamed(graph, nodes, f"{graph.name}-without-stage-p{level}")
+    suffix = "-zeros" if fill == "zeros" else ""
+    smaller = _renamed(graph, nodes, f"{graph.name}-without-stage-p{level}{suffix}")
     return Subnet(smaller, tuple(change for change in changes if change.tensor in smaller.parameters))
 
 

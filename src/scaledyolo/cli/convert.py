@@ -26,6 +26,8 @@ class Convert:
     """Text file of class names, one a line."""
     decoding: Literal["exp", "sigmoid-squared", "region"] | None = None
     """How boxes are decoded, in place of what the cfg says (sigmoid-squared: trained with the PyTorch code)."""
+    subnet: str | None = None
+    """Only this part of the network, such as without-head-p7 or without-stage-p7."""
     licence: str = ""
     """Licence of the weights, kept in the checkpoint."""
     force: bool = False
@@ -37,7 +39,7 @@ class Convert:
         from scaledyolo.convert.conversion import convert
         from scaledyolo.convert.conversion_request import Options
 
-        options = Options(self.cfg, self.network, self.names, self.decoding, self.licence, self.force)
+        options = Options(self.cfg, self.network, self.names, self.decoding, self.licence, self.subnet, self.force)
         report = convert(self.source, self.destination, options)
         if self.report == "json":
             print(json.dumps(report.to_dict(), indent=2))

@@ -70,6 +70,10 @@ class Detect:
     """Folder of all runs; each makes a new folder below."""
     recursive: bool = True
     """Whether a folder includes its subfolders."""
+    subnet: str | None = None
+    """Only this part of the network, such as without-head-p7 or without-stage-p7; all, with a budget: any part."""
+    budget: str | None = None
+    """Time for an image, such as 15ms or 30fps: the best input size and part of the network that fits is used."""
     download: bool = False
     """Fetch official weights that are not in the cache yet."""
     tta: bool = False
@@ -106,6 +110,8 @@ class Detect:
             threads=self.threads,
             names=self.names,
             download=self.download,
+            subnet=self.subnet,
+            budget=self.budget,
             tta=self.tta,
             ensemble=self.ensemble,
             merge=self.merge,
@@ -200,6 +206,8 @@ def report(writer: RunWriter, detector: Detector, seconds: float) -> None:
     print(f"{stages} ms an image ({detector.engine.name} on {detector.engine.device}), {seconds:.2f} s in all")
     if len(detector.views) > 1:
         print(describe_views(detector.views, detector.merge))
+    if detector.budget is not None:
+        print(detector.budget)
     if writer.folder is not None:
         print(f"results in {writer.folder}")
     for failure in summary.failures[:SHOWN_FAILURES]:

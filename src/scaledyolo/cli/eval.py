@@ -41,6 +41,8 @@ class Eval:
     """Further checkpoints of the same classes, whose detections are merged with those of the model."""
     merge: Literal["nms", "wbf"] = "nms"
     """How several views of an image become one answer: suppressed together, or fused by weighted boxes."""
+    subnet: str | None = None
+    """Only this part of the network, such as without-head-p7 or without-stage-p7; what --compare names stays whole."""
     names: Path | None = None
     """File with one class name a line, for Darknet models."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
@@ -73,7 +75,7 @@ class Eval:
         if not 1 <= len(self.model) <= 2:
             raise UsageError("give one model, or cfg and weights")
         model = self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1])
-        detector = self._detector(model, self.merge, self.ensemble)
+        detector = self._detector(model, self.merge, self.ensemble, self.subnet)
         dataset = open_dataset(self.data, self.split, bad=self.bad)
         truth = ground_truth(dataset)
         found = self._predict(detector, dataset, rules)
@@ -96,7 +98,11 @@ class Eval:
         return 0
 
     def _detector(
-        self, model: str | tuple[str, str], merge: Literal["nms", "wbf"], ensemble: tuple[str, ...] = ()
+        self,
+        model: str | tuple[str, str],
+        merge: Literal["nms", "wbf"],
+        ensemble: tuple[str, ...] = (),
+        subnet: str | None = None,
     ) -> Detector:
         from scaledyolo.detector import Detector
 
@@ -107,6 +113,7 @@ class Eval:
             engine=self.engine,
             device=self.device,
             names=self.names,
+            subnet=subnet,
             tta=self.tta,
             ensemble=ensemble,
             merge=merge,

@@ -34,6 +34,8 @@ class Export:
     """File or folder to create, or a folder to put it in; by default the current one."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
     """Network input in pixels; by default the model's own."""
+    subnet: str | None = None
+    """Only this part of the network, such as without-head-p7 or without-stage-p7."""
     dynamic: bool = False
     """Leave height and width free: any multiple of the largest stride."""
     batch: int = 0
@@ -70,11 +72,13 @@ class Export:
         from scaledyolo.export import export
         from scaledyolo.export.formats import find_format
         from scaledyolo.model import load_model
+        from scaledyolo.subnet import subnet_checkpoint
 
         find_format(self.format)  # before anything is read
         if (self.images or self.data) and not self.verify:
             raise UsageError("--images and --data are for comparing; leave out --no-verify")
         nms = EmbeddedNms(self.conf, self.iou, self.max_det, self.agnostic) if self.nms else None
+        model = load_model(source, names=self.names, download=self.download)
         report = export(
             load_model(model_source(self.model), names=self.names, download=self.download),
             self.out,

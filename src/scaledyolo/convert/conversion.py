@@ -15,6 +15,7 @@ import numpy as np
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
+from scaledyolo.arch.subnet import cut_graph
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
 from scaledyolo.checkpoint import Checkpoint, load_checkpoint, load_description, save_checkpoint
 from scaledyolo.classes import category_ids_of, default_names, read_names
@@ -28,6 +29,7 @@ from scaledyolo.convert.norm_form import branch_form, branch_weights
 from scaledyolo.convert.torch_pickle import ForeignCheckpoint, read_torch_checkpoint
 from scaledyolo.errors import CheckpointError, ConversionError, SpecError, UsageError
 from scaledyolo.files import atomic_file
+from scaledyolo.subnet import subnet_checkpoint
 
 PathLike = str | os.PathLike[str]
 
@@ -65,11 +67,12 @@ def convert(source: PathLike, destination: PathLike, options: Options | None = N
     source, destination = Path(source), Path(destination)
     outputs, kind = check_request(source, destination, options)
     if kind[1] == ".cfg":
-        return _write_cfg_only(source, destination)
+        return _write_cfg_only(source, destination, options)
     try:
         read = _READERS[kind[0]](source, options)
     except (ConversionError, SpecError) as error:
         raise ConversionError(f"{source}: {error}") from None
+    read = _cut(read, options.subnet) if options.subnet else read
     read = replace(read, checkpoint=_labelled(read.checkpoint, options))
     if kind[1] == ".safetensors":
         save_checkpoint(destination, read.checkpoint)
@@ -183,6 +186,15 @@ def _given_names(names: PathLike | Sequence[str]) -> tuple[str, ...]:
     return read_names(Path(names)) if isinstance(names, (str, os.PathLike)) else tuple(names)
 
 
+def _cut(read: _Source, subnet: str) -> _Source:
+    """What was read, reduced to a once-for-all subnet."""
+    checkpoint = subnet_checkpoint(read.checkpoint, subnet)
+    sources = {layer.target: layer.source for layer in read.layers}
+    layers = _layers(checkpoint.graph, {node.name: sources.get(node.name, node.name) for node in checkpoint.graph})
+    note = f"only a part of the network was taken: {subnet}"
+    return replace(read, checkpoint=checkpoint, layers=layers, notes=(*read.notes, note))
+
+
 def _labelled(checkpoint: Checkpoint, options: Options) -> Checkpoint:
     licence = {"licence": options.licence} if options.licence else {}
     return replace(checkpoint, provenance={**checkpoint.provenance, **licence})
@@ -202,10 +214,11 @@ def _has_weights(graph: Graph, name: str) -> bool:
 # Writing
 
 
-def _write_cfg_only(source: Path, destination: Path) -> ConversionReport:
+def _write_cfg_only(source: Path, destination: Path, options: Options) -> ConversionReport:
     is_file = source.suffix.lower() == ".safetensors"
     described = load_description(source) if is_file else None
-    graph = branch_form(described.graph if described else lower(find(str(source))))
+    graph = described.graph if described else lower(find(str(source)))
+    graph = branch_form(cut_graph(graph, options.subnet) if options.subnet else graph)
     text = _cfg_text(graph, described.provenance if described else {})
     with atomic_file(destination) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -29,6 +29,7 @@ class Options:
         names: class names, or a file with one a line.
         decoding: how boxes are decoded, in place of what the source says.
         licence: licence of the weights, kept in the checkpoint.
+        subnet: the once-for-all subnet to cut out of the model, see :func:`scaledyolo.arch.subnet.cut`.
         force: whether existing files may be replaced.
     """
 
@@ -37,6 +38,7 @@ class Options:
     names: PathLike | Sequence[str] | None = None
     decoding: Decoding | None = None
     licence: str = ""
+    subnet: str | None = None
     force: bool = False
 
 
@@ -52,7 +54,7 @@ def check_request(source: Path, destination: Path, options: Options) -> tuple[tu
     else:
         _check_source(source)
         kind = (source.suffix.lower(), destination.suffix.lower())
-    _check_kinds(source, destination, kind)
+    _check_kinds(source, destination, kind, options.subnet)
     _check_options(kind, options)
     _check_outputs(outputs, options.force)
     return outputs, kind
@@ -92,7 +94,7 @@ def _check_source(source: Path) -> None:
         )
 
 
-def _check_kinds(source: Path, destination: Path, kind: tuple[str, str]) -> None:
+def _check_kinds(source: Path, destination: Path, kind: tuple[str, str], subnet: str | None) -> None:
     """Refuse pairs between which there is nothing to convert."""
     darknet = (".weights", ".cfg")
     if kind == (".cfg", ".weights"):
@@ -101,7 +103,7 @@ def _check_kinds(source: Path, destination: Path, kind: tuple[str, str]) -> None
         raise UsageError(f"{source} to {destination}: both are Darknet's; convert to .safetensors, and from it")
     if kind[0] in _TORCH and kind[1] == ".cfg":
         raise UsageError(f"{source} to {destination}: convert to .weights, which writes its cfg too")
-    if kind == (".safetensors", ".safetensors"):
+    if kind == (".safetensors", ".safetensors") and not subnet:
         raise UsageError(f"{source} to {destination}: both are checkpoints already, there is nothing to convert")
 
 
