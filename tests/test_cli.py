@@ -194,7 +194,6 @@ REFUSALS: dict[str, tuple[str, tuple[str, ...], Callable[[Path], object] | None]
     "verb": ("detec a.png", ("'detec'", "'detect'"), None),
     "option": (f"detect a.png {MODEL} --confi 0.5", ("'--confi'", "'--conf'", "--help"), None),
     "option without model": ("detect a.png --modle model.safetensors", ("'--modle'", "'--model'"), None),
-    "no model": ("detect a.png", ("--model",), None),
     "no value": (f"detect a.png {MODEL} --max-det", ("--max-det",), None),
     "not a number": (f"detect a.png {MODEL} --conf high", ("--conf", "'high'"), None),
     "choice": (f"detect a.png {MODEL} --resize strech", ("'strech'", "'stretch'"), None),

@@ -31,6 +31,7 @@ from scaledyolo.files import atomic_file
 from scaledyolo.weights import Weights, check_weights
 
 FORMAT = "scaledyolo/1"
+_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,23 @@ class Checkpoint(Description):
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dtype: str = "float32") -> None:
-    """Write a checkpoint atomically; ``dtype`` "float16" halves the file.
+    """Write a checkpoint atomically; the same checkpoint gives the same bytes.
+
+    Args:
+        path: where to.
+        checkpoint: what.
+        dtype: "float16" halves the file. What has one dimension only, biases and the scales and statistics of
+            normalisations, stays float32: few values of wide range.
 
     Raises:
         OutputError: the file cannot be written (disk full, no permission); nothing half-written remains.
     """
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(value, dtype) for name, value in checkpoint.weights.items()}
+    tensors = {
+        name: np.ascontiguousarray(value, dtype if value.ndim > 1 else np.float32)
+        for name, value in checkpoint.weights.items()
+    }
     network = {"spec": checkpoint.spec.to_dict()} if checkpoint.spec else {"graph": graph_to_dict(checkpoint.graph)}
     metadata = {
         "format": FORMAT,
@@ -84,8 +94,24 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint, *, dty
         "category_ids": json.dumps(checkpoint.category_ids),
         "provenance": json.dumps(dict(checkpoint.provenance), ensure_ascii=False),
     }
-    with atomic_file(Path(path)) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+    with atomic_file(Path(path)) as temporary, temporary.open("wb") as file:
+        file.writelines(_ordered(save(tensors, metadata)))
+
+
+def _ordered(content: bytes) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file, with the texts of its header in order, which the library leaves to chance.
+
+    A file is the length of the header in 8 bytes, little endian, the header as JSON filled up with spaces to a multiple
+    of 8, and the tensors.
+    """
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header = json.loads(content[_LENGTH_BYTES:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    yield len(text).to_bytes(_LENGTH_BYTES, "little")
+    yield text
+    yield memoryview(content)[end:]
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

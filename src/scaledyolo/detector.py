@@ -20,6 +20,7 @@ import numpy.typing as npt
 from array_api_compat import array_namespace
 
 from scaledyolo.data.letterbox import Placement, letterbox, stretch
+from scaledyolo.default_model import DEFAULT
 from scaledyolo.errors import UsageError, nearest
 from scaledyolo.postprocess import NMS, Candidates, Merge, merge_views
 from scaledyolo.postprocess.fusion import check_merge
@@ -60,7 +61,8 @@ class Detector:
 
     Args:
         model: a checkpoint (path or loaded), a Darknet pair ``("x.cfg", "x.weights")``, the name of official weights
-            in the cache, or an exported model: an .onnx file or an OpenVINO folder.
+            in the cache, or an exported model: an .onnx file or an OpenVINO folder; by default the model that comes
+            with the package.
         confidence: lowest score, objectness times class probability, 0 to 1.
         iou: overlap above which the weaker of two boxes of one class is dropped.
         nms: the whole suppression, in place of ``iou``, ``agnostic`` and ``max_detections``.
@@ -92,7 +94,7 @@ class Detector:
 
     def __init__(  # noqa: PLR0913 - the options of the product, all by name
         self,
-        model: ModelSource,
+        model: ModelSource = DEFAULT,
         *,
         confidence: float = 0.25,
         iou: float = 0.45,

@@ -19,7 +19,7 @@ from typing import Any
 from scaledyolo.errors import DownloadError
 from scaledyolo.files import atomic_file
 from scaledyolo.transfer import Partial, Progress, TransferError, transfer
-from scaledyolo.weights_registry import WeightsEntry, find_weights
+from scaledyolo.weights_registry import WeightsEntry, find_weights, weights_registry
 
 CHECKSUM_RECORD = "checksums.json"
 _ALGORITHMS = frozenset(("sha256", "sha512", "sha384", "sha1", "md5"))
@@ -34,6 +34,12 @@ def cache_folder() -> Path:
         return Path(home).expanduser() / "weights"
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "scaledyolo" / "weights"
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether weights of that name lie in the cache, complete; False for a name that nobody publishes."""
+    entry = weights_registry().get(name)
+    return entry is not None and (cache_folder() / entry.file).is_file()
 
 
 def fetch(

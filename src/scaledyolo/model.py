@@ -1,9 +1,13 @@
-"""From what a user names to a model: zoo names, spec files, Darknet cfgs with their weights, checkpoints."""
+"""From what a user names to a model: zoo names, spec files, Darknet cfgs with their weights, checkpoints.
+
+Which model a bare name means, where official weights and the default model compete, says ``default_model.py``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +17,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
+from scaledyolo.default_model import DEFAULT, TITLE_KEY, default_model_file, stands_in_for
 from scaledyolo.errors import CheckpointError, FormatError, SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -23,12 +28,12 @@ SPEC_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def load_graph(source: PathLike, *, num_classes: int | None = None) -> Graph:
-    """The network that ``source`` names, without weights: zoo name, spec file, Darknet cfg or checkpoint.
+    """The network that ``source`` names, without weights: zoo name, spec file, Darknet cfg, checkpoint or "default".
 
     Raises:
         ScaledYoloError: there is no such network or file, it is damaged, or its class count cannot be changed.
     """
-    path = Path(source)
+    path = default_model_file() if os.fspath(source) == DEFAULT else Path(source)
     suffix = path.suffix.lower()
     if suffix in SPEC_SUFFIXES:
         spec = read_spec(path)
@@ -71,6 +76,8 @@ def load_spec(source: PathLike) -> ModelSpec:
         ScaledYoloError: there is no such network or file, or the file does not describe one.
     """
     path = Path(source)
+    if os.fspath(source) == DEFAULT:
+        raise UsageError(f"{DEFAULT} is a trained model, not a network alone; start from it with --weights {DEFAULT}")
     return read_spec(path) if path.suffix.lower() in SPEC_SUFFIXES else _find(source)
 
 
@@ -115,7 +122,9 @@ def load_model(
 
     Args:
         source: a checkpoint (.safetensors), a Darknet pair ``("x.cfg", "x.weights")`` or either of its two files where
-            the other lies beside it under the same name, or the name of official weights.
+            the other lies beside it under the same name, the name of official weights, or "default" for the model
+            that comes with the package. That model also stands in for official weights of its network that were not
+            downloaded, with a warning.
         names: class names, or a file with one a line; by default those in the checkpoint or beside the Darknet cfg.
         download: whether official weights that are not in the cache may be fetched.
 
@@ -126,7 +135,9 @@ def load_model(
         if len(source) != 2:
             raise UsageError(f"a Darknet model is a pair (cfg, weights), got {len(source)} files")
         return _load_darknet(Path(source[0]), Path(source[1]), names)
-    path = Path(source)
+    path = chosen_file(source, download=download)
+    if path != Path(source) and os.fspath(source) != DEFAULT:
+        warnings.warn(stand_in_notice(os.fspath(source)), stacklevel=2)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         return _load_checkpoint(path, names)
@@ -140,6 +151,43 @@ def load_model(
     if suffix in SPEC_SUFFIXES:
         raise UsageError(f"{path}: describes a network, without weights; give a .safetensors or a Darknet pair")
     return _load_official(str(source), download)
+
+
+def chosen_file(source: PathLike, *, download: bool = False) -> Path:
+    """``source`` as a path, but the file of the default model where that is meant or has to stand in.
+
+    Raises:
+        UsageError: the default model is meant, and this copy of the package came without it.
+    """
+    name = os.fspath(source)
+    if name == DEFAULT:
+        return default_model_file()
+    if download or name.lower() not in (*ZOO, *ALIASES) or not stands_in_for(find(name).name):
+        return Path(source)
+    from scaledyolo.download import is_downloaded
+
+    return Path(source) if is_downloaded(find(name).name) else default_model_file()
+
+
+def stand_in_notice(name: str) -> str:
+    """What to tell about the default model in the place of official weights that are not there."""
+    return (
+        f"official weights of {name} are not downloaded, so this is {default_title()}; "
+        f"`scaledyolo download {find(name).name}` fetches them"
+    )
+
+
+def default_title() -> str:
+    """The default model in a few words.
+
+    Raises:
+        ScaledYoloError: it is missing or damaged.
+    """
+    from scaledyolo.checkpoint import load_description
+
+    described = load_description(default_model_file())
+    title = described.provenance.get(TITLE_KEY, f"{described.graph.name}, {len(described.class_names)} classes")
+    return f"the default model ({title})"
 
 
 def _load_checkpoint(path: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:

@@ -14,6 +14,7 @@ import numpy as np
 
 from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.default_model import DEFAULT
 from scaledyolo.engines.base import Engine, choose
 from scaledyolo.engines.faithful import probe_image, scene
 from scaledyolo.engines.select import AUTO, choose_engine, open_engine, openvino_device, openvino_precision
@@ -93,6 +94,8 @@ def open_runnable(
 def is_artefact(path: PathLike) -> bool:
     """Whether a path names a file or folder for a runtime rather than a model."""
     path = Path(path)
+    if os.fspath(path) == DEFAULT:
+        return False
     return path.suffix.lower() in _RUNTIMES or (path.is_dir() and bool(list(path.glob("*.xml"))))
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from scaledyolo.cli.options import sides
+from scaledyolo.cli.options import model_source, sides
 from scaledyolo.cli.progress import progress_bar
+from scaledyolo.default_model import DEFAULT
 from scaledyolo.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ class Detect:
     source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Images, folders, patterns, videos, camera numbers, rtsp or http addresses, lists (.txt), or - for a list on
     standard input."""
-    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
-    """Checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights."""
+    model: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")] = ()
+    """Checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights; by default the model that
+    comes with the package."""
     names: Path | None = None
     """File with one class name a line; by default the names in the checkpoint or beside the cfg."""
     conf: float = 0.25
@@ -90,15 +92,13 @@ class Detect:
 
         if not self.source:
             raise UsageError("nothing to look at; give an image, folder, video, address or -")
-        if len(self.model) > 2:
-            raise UsageError(f"--model takes one model, or cfg and weights, got {len(self.model)} values")
         if self.batch < 1:
             raise UsageError(f"--batch takes the number of images at once, at least 1, got {self.batch}")
         if self.tile and self.tile < SMALLEST_TILE:
             raise UsageError(f"--tile takes the side of a tile in pixels, at least {SMALLEST_TILE}, got {self.tile}")
         sources = [self._open(source) for source in self.source]
         detector = Detector(
-            self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1]),
+            model_source(self.model or (DEFAULT,), download=self.download),
             confidence=self.conf,
             nms=NMS(self.nms, self.iou, self.agnostic, self.max_det),  # type: ignore[arg-type]
             size=sides(self.size),

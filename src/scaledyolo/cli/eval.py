@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scaledyolo.cli.options import sides
+from scaledyolo.cli.options import model_source, sides
 from scaledyolo.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Eval:
     """Measure a model on a data set: COCO's twelve figures with intervals, and a report of what goes wrong where."""
 
     model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
-    """Checkpoint (.safetensors), or Darknet cfg and weights."""
+    """Checkpoint (.safetensors), Darknet cfg and weights, the name of official weights, or default."""
     data: Path
     """Folder or file of the data set."""
     split: str = "val"

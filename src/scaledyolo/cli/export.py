@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scaledyolo.cli.options import sides
+from scaledyolo.cli.options import model_source, sides
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Export:
     """
 
     model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
-    """Checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights."""
+    """Checkpoint (.safetensors), Darknet cfg and weights, the name of official weights, or default."""
     format: str = "onnx"
     """onnx, openvino, torchscript, torch-export or darknet."""
     out: Path | None = None
@@ -94,17 +94,6 @@ class Export:
         )
         print(json.dumps(as_dict(report), indent=1) if self.json else text(report))
         return EXIT_UNVERIFIED if report.facts.verification == "UNVERIFIED" else 0
-
-
-def model_source(model: tuple[str, ...]) -> str | tuple[str, str]:
-    """What `load_model` takes, from one value or two.
-
-    Raises:
-        UsageError: another number of values.
-    """
-    if len(model) not in (1, 2):
-        raise UsageError(f"name one model, or cfg and weights, got {len(model)} values")
-    return model[0] if len(model) == 1 else (model[0], model[1])
 
 
 def open_data(data: Path | None, split: str) -> Dataset | None:

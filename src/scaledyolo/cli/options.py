@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
+
+
+def model_source(words: Sequence[str], *, download: bool = False) -> str | tuple[str, str]:
+    """What `load_model` takes, from one word or two; says on standard error where it is the default model.
+
+    Raises:
+        UsageError: another number of words, or the default model is meant and missing.
+    """
+    if len(words) not in (1, 2):
+        raise UsageError(f"name one model, or cfg and weights, got {len(words)} values")
+    if len(words) == 2:
+        return words[0], words[1]
+    from scaledyolo.default_model import DEFAULT
+    from scaledyolo.model import chosen_file, default_title, stand_in_notice
+
+    (name,) = words
+    chosen = chosen_file(name, download=download)
+    if name == DEFAULT:
+        print(f"model: {default_title()}", file=sys.stderr)
+    elif chosen != Path(name):
+        print(stand_in_notice(name), file=sys.stderr)
+    return str(chosen)
 
 
 def sides(size: Sequence[int]) -> tuple[int, int] | None:

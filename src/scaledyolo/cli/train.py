@@ -30,8 +30,9 @@ class Train:
     """Name of a recipe (see `scaledyolo recipes`) or a YAML file."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values of the recipe to change, such as schedule.epochs=40."""
-    weights: Path | None = None
-    """Checkpoint to start from, layer by layer where it fits; by default from scratch."""
+    weights: str | None = None
+    """Checkpoint to start from, layer by layer where it fits, or default for the model that comes with the package;
+    by default from scratch."""
     epochs: int | None = None
     """Short for --set schedule.epochs=N; stages before get their share."""
     batch: int | None = None
@@ -124,14 +125,15 @@ class Train:
 
     def _new_run(self) -> tuple[Run, Checkpoint | None]:
         """The run that the options describe; its class count is still that of the spec."""
-        from scaledyolo.checkpoint import load_checkpoint
+        from scaledyolo.cli.options import model_source
+        from scaledyolo.model import load_model
         from scaledyolo.train.manifest import Run
         from scaledyolo.train.settings import DataSource
 
         if self.data is None:
             raise UsageError("nothing to learn from; give --data, or --resume with the folder of a run")
         recipe, changes = self._recipe()
-        start = load_checkpoint(self.weights) if self.weights else None
+        start = load_model(model_source((self.weights,))) if self.weights else None
         spec = self._spec(recipe, start)
         settings = self._settings()
         # Weights that are given stand for the stages before.

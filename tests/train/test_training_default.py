@@ -1,0 +1,60 @@
+"""Training from the default model: its layers are taken over, its predictions only where the classes are as many."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scaledyolo import Checkpoint, lower, save_checkpoint
+from scaledyolo.checkpoint import load_checkpoint
+from scaledyolo.cli import main
+from scaledyolo.default_model import VARIABLE
+from scaledyolo.weights import random_weights
+
+
+@pytest.fixture
+def default(world: Any, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """A narrow network of 80 classes in the place of the default model, stored as that is."""
+    spec = world.narrow_spec(80)
+    graph = lower(spec)
+    names = tuple(f"class {number}" for number in range(80))
+    weights = random_weights(graph, np.random.default_rng(5))
+    path = world.folder / "default.safetensors"
+    save_checkpoint(path, Checkpoint(graph=graph, spec=spec, class_names=names, weights=weights), dtype="float16")
+    monkeypatch.setenv(VARIABLE, str(path))
+    return load_checkpoint(path)
+
+
+def test_layers_come_from_the_default_model_and_predictions_of_other_classes_do_not(
+    world: Any, default: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A learning rate of nearly nothing: what was taken over is still there after an epoch.
+    still = world.short_recipe(1)
+    still = replace(still, optimiser=replace(still.optimiser, learning_rate=1e-12, weight_decay=0.0))
+    still = replace(still, schedule=replace(still.schedule, warmup_bias_rate=0.0))
+    assert main(world.arguments(still, "--weights", "default", "--freeze-norm")) == 0
+    said = capsys.readouterr().err
+    assert "the default model" in said
+    assert "took" in said
+    trained = load_checkpoint(world.folder / "runs" / "train" / "last.safetensors")
+    assert trained.class_names == ("square", "disc", "triangle")
+    assert trained.spec == replace(default.spec, num_classes=3)  # type: ignore[type-var]
+    fresh = {name for name, value in trained.weights.items() if value.shape != default.weights[name].shape}
+    # The convolution before each of the two heads, weight and bias, and nothing else.
+    assert len(fresh) == 4
+    assert all(name.startswith("head") for name in fresh)
+    for name, value in trained.weights.items():
+        if name not in fresh:
+            np.testing.assert_allclose(value, default.weights[name], atol=1e-5, err_msg=name)
+
+
+def test_the_network_follows_the_default_model_unless_one_is_named(world: Any, default: Checkpoint) -> None:
+    words = world.arguments(world.short_recipe(1), "--weights", "default", "--size", "64")
+    place = words.index("--model")
+    assert main([*words[:place], *words[place + 2 :]]) == 0
+    trained = load_checkpoint(world.folder / "runs" / "train" / "last.safetensors")
+    assert trained.spec is not None
+    assert (trained.spec.name, trained.spec.size) == (world.narrow_spec().name, 64)
