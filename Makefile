@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test test-slow lint types layers check format clean
+.PHONY: demo test test-slow results-small lint types layers check format clean
 
 # The stamps remember what was installed, so that a second run starts at once.
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -17,7 +17,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.core
 
-demo: $(VENV)/.core  ## convert a real model where one lies beside the project, and detect with it
+demo: $(VENV)/.core  ## detect with the default model, offline, and draw the result
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.dev  ## the whole suite but for what is marked slow
@@ -25,6 +25,9 @@ test: $(VENV)/.dev  ## the whole suite but for what is marked slow
 
 test-slow: $(VENV)/.dev  ## what takes longer: every network of the zoo, fresh environments, long runs
 	$(BIN)/python -m pytest -n 2 -m slow
+
+results-small: $(VENV)/.dev  ## repeat a short training and compare its accuracy with the stored band
+	$(BIN)/python scripts/results_small.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""`make demo`: the main job on real input. Converts a real Darknet model and detects with it, where one is at hand."""
+"""`make demo`: the main job on real input, offline. Detects with the model that comes with the package.
+
+The photograph is in the public domain and comes with matplotlib. Where a real Darknet model lies beside the project, it
+is converted and used too.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,15 @@ import os
 import sys
 from pathlib import Path
 
+from matplotlib import get_data_path
+
 from scaledyolo.cli import main
+from scaledyolo.default_model import default_model_file
+from scaledyolo.errors import UsageError
 
 SHARED = Path(os.environ.get("SCALEDYOLO_SHARED", Path(__file__).parents[1] / ".." / "shared")).resolve()
 OUT = Path("demo")
-
-WITHOUT_MODEL = f"""No trained model is at hand (looked in {SHARED / "weights"}).
-
-Official weights come from their release pages, when you ask for them:
-
-    .venv/bin/scaledyolo detect YOUR.jpg --model yolov4-tiny --download
-
-Or bring your own Darknet pair:
-
-    .venv/bin/scaledyolo detect YOUR.jpg --model YOUR.cfg YOUR.weights --names YOUR.names
-"""
+PHOTOGRAPH = Path(get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 def run(*arguments: object) -> None:
@@ -32,18 +30,36 @@ def run(*arguments: object) -> None:
         sys.exit(code)
 
 
-def demo() -> None:
-    """Describe the flagship, then convert and detect."""
-    run("describe", "yolov4-p5")
-    model = SHARED / "weights" / "yolo-fastest-1.1-xl.weights"
-    if not model.is_file():
-        print(f"\n{WITHOUT_MODEL}")
-        return
+def detect_by_default() -> bool:
+    """Detect in the photograph without naming a model; False where this copy has no default model."""
+    try:
+        default_model_file()
+    except UsageError as error:
+        print(f"\n{error}")
+        return False
+    if not PHOTOGRAPH.is_file():
+        print(f"\nmatplotlib came without its sample data ({PHOTOGRAPH}); detect in a photograph of your own:")
+        print("\n    .venv/bin/scaledyolo detect YOUR.jpg")
+        return True
+    before = set(OUT.rglob(PHOTOGRAPH.name))
+    run("detect", PHOTOGRAPH, "--out", OUT)
+    (drawn,) = set(OUT.rglob(PHOTOGRAPH.name)) - before
+    print(f"\nThe photograph with what was found in it: {drawn.resolve()}")
+    return True
+
+
+def convert_and_detect() -> bool:
+    """Convert a real Darknet model and detect with it; False where none is at hand."""
+    weights = SHARED / "weights" / "yolo-fastest-1.1-xl.weights"
+    if not weights.is_file():
+        return False
     checkpoint = OUT / "yolo-fastest-1.1-xl.safetensors"
     OUT.mkdir(exist_ok=True)
-    run("convert", model, checkpoint, "--names", model.with_name("coco.names"), "--report", "summary", "--force")
+    run("convert", weights, checkpoint, "--names", weights.with_name("coco.names"), "--report", "summary", "--force")
     run("detect", SHARED / "images", "--model", checkpoint, "--out", OUT)
+    return True
 
 
 if __name__ == "__main__":
-    demo()
+    shown = [detect_by_default(), convert_and_detect()]
+    sys.exit(0 if any(shown) else 1)

@@ -1,0 +1,191 @@
+"""Draw average precision against training time and against latency, from run folders: a PNG and an SVG.
+
+    python scripts/plot_records.py runs/small-data/bccd/*/seed0 --latency bench.json --title "BCCD" \\
+        --out docs/images/records-bccd --point "rival nano, 416" 17.8 0.488
+
+A run folder is what ``scaledyolo train`` made, or the folder around it. Thin lines follow AP on the validation split
+during training; dots are AP on the test split where ``result.json`` has it, else the last one of the line. Latencies
+come from what ``scaledyolo bench --json`` printed, or from a plain mapping of names of runs to milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from run_records import RUN_FILE, RunRecord, read_record
+
+from scaledyolo.errors import FormatError, ScaledYoloError
+
+EXIT_ERROR = 2
+RIVAL_COLOUR = "0.35"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to draw."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders, or the folders around them."""
+    out: Path = Path("records")
+    """Files to write, without their endings."""
+    title: str = ""
+    """What the runs have in common, such as the data set."""
+    names: tuple[str, ...] = ()
+    """What to call the runs, in their order; by default their folders."""
+    latency: Path | None = None
+    """JSON with milliseconds an image, for the second panel."""
+    engine: str = ""
+    """Of the latencies, where the file has several; by default the fastest of each run."""
+    point: tuple[tuple[str, float, float], ...] = ()
+    """Others to compare with: name, minutes of training, AP."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run as it is drawn."""
+
+    name: str
+    curve: Sequence[tuple[float, float]]  # minutes, AP on the validation split
+    minutes: float
+    ap: float  # on the test split where it was measured
+    latency_ms: float | None = None
+
+
+def entries(options: Options) -> list[Entry]:
+    """The runs, read.
+
+    Raises:
+        FormatError: a folder is no run, a run has no AP yet, or names and runs are not of one number.
+    """
+    if options.names and len(options.names) != len(options.runs):
+        raise FormatError(f"{len(options.names)} names for {len(options.runs)} runs; give one for each")
+    latencies = read_latencies(options.latency, options.engine) if options.latency else {}
+    found = []
+    for place, folder in enumerate(options.runs):
+        record = read_record(folder if (folder / RUN_FILE).is_file() else folder / "train")
+        name = options.names[place] if options.names else default_name(record)
+        if not record.curve:
+            raise FormatError(f"{folder}: never evaluated so far; wait for its first evaluation")
+        ap = record.result.ap if record.result else record.curve[-1][1]
+        found.append(Entry(name, record.curve, record.seconds / 60, ap, latencies.get(name)))
+    return found
+
+
+def default_name(record: RunRecord) -> str:
+    """The folder of the run; where that is only a seed, the experiment around it."""
+    around = record.folder.parent
+    return around.parent.name if record.name.startswith("seed") else record.name
+
+
+def read_latencies(path: Path, engine: str) -> dict[str, float]:
+    """Milliseconds an image by name of the run.
+
+    Raises:
+        FormatError: the file is missing or of another kind.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: no readable JSON ({error})") from None
+    if isinstance(document, dict) and document and all(isinstance(value, (int, float)) for value in document.values()):
+        return {str(name): float(value) for name, value in document.items()}
+    try:
+        return _bench_latencies(document, engine)
+    except (KeyError, TypeError, AttributeError):
+        raise FormatError(f"{path}: neither of `scaledyolo bench --json` nor milliseconds by name") from None
+
+
+def _bench_latencies(document: Mapping[str, Any], engine: str) -> dict[str, float]:
+    best: dict[str, float] = {}
+    for row in document["rows"]:
+        if not engine or row["engine"] == engine:
+            best[row["model"]] = min(best.get(row["model"], float("inf")), float(row["median_ms"]))
+    return best
+
+
+def draw(found: Sequence[Entry], options: Options) -> Figure:
+    """One panel, or two where there are latencies."""
+    timed = [entry for entry in found if entry.latency_ms is not None]
+    figure, panels = plt.subplots(
+        1, 2 if timed else 1, figsize=(11 if timed else 6.5, 4.2), squeeze=False, layout="constrained"
+    )
+    colours = {entry.name: f"C{place % 10}" for place, entry in enumerate(found)}
+    draw_training(panels[0, 0], found, colours, options.point)
+    if timed:
+        draw_latency(panels[0, 1], timed, colours)
+    for axes in panels[0]:
+        axes.set_ylabel("AP")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if options.title:
+        figure.suptitle(options.title)
+    return figure
+
+
+def draw_training(
+    axes: Axes, found: Sequence[Entry], colours: Mapping[str, str], others: Sequence[tuple[str, float, float]]
+) -> None:
+    """AP against minutes of training: the way there, and where it ended."""
+    for entry in found:
+        axes.plot(*zip(*entry.curve, strict=True), color=colours[entry.name], linewidth=1, alpha=0.6)
+        axes.plot(entry.minutes, entry.ap, "o", color=colours[entry.name], label=f"{entry.name}: {entry.ap:.3f}")
+    for name, minutes, ap in others:
+        axes.plot(minutes, ap, "D", color=RIVAL_COLOUR, label=f"{name}: {ap:.3f}")
+        axes.plot([0, minutes], [ap, ap], ":", color=RIVAL_COLOUR, linewidth=1)
+    axes.set_xlabel("minutes of training")
+    axes.set_xlim(left=0)
+    axes.legend(fontsize="small", frameon=False, loc="lower right")
+
+
+def draw_latency(axes: Axes, timed: Sequence[Entry], colours: Mapping[str, str]) -> None:
+    """AP against milliseconds an image, and the front of those that no other beats in both."""
+    front, best = [], -1.0
+    for entry in sorted(timed, key=lambda item: (item.latency_ms or 0.0, -item.ap)):
+        if entry.ap > best:
+            front.append(entry)
+            best = entry.ap
+    axes.step([e.latency_ms for e in front], [e.ap for e in front], where="post", color="0.75", linewidth=1, zorder=1)
+    for entry in timed:
+        axes.plot(entry.latency_ms, entry.ap, "o", color=colours[entry.name])
+        axes.annotate(
+            entry.name, (entry.latency_ms or 0.0, entry.ap), (6, -3), textcoords="offset points", fontsize="small",
+            va="top",
+        )  # fmt: skip
+    axes.set_xlabel("milliseconds an image")
+    axes.set_xlim(left=0, right=1.25 * max(entry.latency_ms or 0.0 for entry in timed))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 drawn, 2 where something cannot be read."""
+    options = tyro.cli(Options, args=arguments, description=__doc__)
+    try:
+        if not options.runs:
+            raise FormatError("nothing to draw; name run folders")
+        figure = draw(entries(options), options)
+    except ScaledYoloError as error:
+        print(f"plot_records: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for ending, metadata in ((".png", None), (".svg", {"Date": None})):
+        path = options.out.with_name(options.out.name + ending)
+        figure.savefig(path, dpi=150, metadata=metadata)
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""What trainings left behind, read back for tables, plots and the model card; and one training with its measurement.
+
+A run folder of ``scaledyolo train`` holds ``run.json`` and ``epochs.csv``; :func:`train_and_measure` adds
+``result.json``, the figures of the best checkpoint on a split that the training never saw.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from scaledyolo.checkpoint import load_description
+from scaledyolo.errors import DataError, FormatError, ScaledYoloError
+from scaledyolo.files import atomic_file
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("SCALEDYOLO_SHARED", ROOT / ".." / "shared")).resolve()
+RUN_FILE, EPOCHS_FILE, RESULT_FILE = "run.json", "epochs.csv", "result.json"
+
+
+class TrainingError(ScaledYoloError):
+    """A training or evaluation ended with an error; names the command and what it said."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of the best checkpoint of a run on a split that it never saw, and what they cost."""
+
+    ap: float
+    ap50: float
+    class_ap: Mapping[str, float | None]
+    split: str
+    seconds: float  # of training, evaluation and saving included
+    epochs: int
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder; values are those of ``run.json``, rows those of ``epochs.csv`` without what was not measured."""
+
+    folder: Path
+    document: Mapping[str, Any]
+    epochs: tuple[Mapping[str, float], ...]
+
+    @property
+    def name(self) -> str:
+        """The folder below which `train` made its own, or the folder itself."""
+        return self.folder.parent.name if self.folder.name == "train" else self.folder.name
+
+    @property
+    def seconds(self) -> float:
+        """Training time, evaluation and saving included."""
+        return self.epochs[-1]["seconds"] if self.epochs else 0.0
+
+    @property
+    def curve(self) -> list[tuple[float, float]]:
+        """(minutes of training, AP on the validation split) wherever it was evaluated."""
+        return [(row["seconds"] / 60, row["ap"]) for row in self.epochs if "ap" in row]
+
+    @property
+    def commit(self) -> str:
+        """Of the code that trained, with ``+changes`` where files differed from it."""
+        return str(self.document.get("git_commit") or "unknown")
+
+    @property
+    def command(self) -> str:
+        """The training as it can be repeated from the root of a checkout."""
+        return repeatable(self.document["command"])
+
+    @property
+    def machine(self) -> str:
+        """Processor, threads and precision in a phrase."""
+        environment = self.document["environment"]
+        precision = self.document["settings"]["precision"]
+        return f"{environment['processor']}, {environment['threads']} threads, {precision}"
+
+    @cached_property
+    def result(self) -> Result | None:
+        """What :func:`train_and_measure` found, or None."""
+        path = self.folder / RESULT_FILE
+        return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        FormatError: it is not one, or a file in it is damaged.
+    """
+    path = folder / RUN_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        with (folder / EPOCHS_FILE).open(newline="", encoding="utf-8") as file:
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{folder}: not the folder of a training, for it has no {Path(error.filename).name}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{folder}: damaged ({error})") from None
+    return RunRecord(folder, document, tuple(rows))
+
+
+def repeatable(words: Sequence[str]) -> str:
+    """A command line without what is only true on this machine: absolute paths, and where the run was to lie."""
+    shown, skip = [], False
+    for place, word in enumerate(words):
+        if skip:
+            skip = False
+        elif place == 0:
+            shown.append("scaledyolo")
+        elif word == "--out":
+            skip = True
+        else:
+            shown.append(_portable(word))
+    return shlex.join(shown)
+
+
+def _portable(word: str) -> str:
+    path = Path(word)
+    if not path.is_absolute():
+        return word
+    for base, prefix in ((SHARED, Path("..") / "shared"), (ROOT, Path())):
+        if path.is_relative_to(base):
+            return (prefix / path.relative_to(base)).as_posix()
+    return path.name
+
+
+def data_folder(name: str) -> Path:
+    """A data set that lies beside the checkout, by name, or a path.
+
+    Raises:
+        DataError: it is neither.
+    """
+    found = SHARED / "data" / name
+    path = found if found.exists() else Path(name).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"{name}: no such data set; it is looked for in {found.parent} (SCALEDYOLO_SHARED) and as a path"
+        )
+    return path
+
+
+def train_and_measure(folder: Path, words: Sequence[str], data: Path, *, split: str = "test") -> RunRecord:
+    """Train into ``folder/train`` and measure its best checkpoint; what is done already is not done again.
+
+    Args:
+        folder: of this run; a training that was interrupted there is taken up again.
+        words: options of `scaledyolo train` besides --data and --out.
+        data: what to learn from.
+        split: what to measure on.
+
+    Raises:
+        TrainingError: a command ended with an error.
+    """
+    run = folder / "train"
+    if not (run / RESULT_FILE).is_file():
+        more = (
+            ("--resume", str(run))
+            if (run / RUN_FILE).is_file()
+            else ("--data", str(data), "--out", str(folder), *words)
+        )
+        scaledyolo("train", *more)
+        _write_result(run, data, split)
+    return read_record(run)
+
+
+def _write_result(run: Path, data: Path, split: str) -> None:
+    best = run / "best.safetensors"
+    figures = json.loads(scaledyolo("eval", str(best), "--data", str(data), "--split", split, "--json"))
+    record = read_record(run)
+    result = Result(
+        ap=figures["AP"],
+        ap50=figures["AP50"],
+        class_ap=figures["class_ap"],
+        split=split,
+        seconds=record.seconds,
+        epochs=len(record.epochs),
+        best_epoch=int(load_description(best).provenance["epochs"]),
+    )
+    with atomic_file(run / RESULT_FILE) as temporary:
+        temporary.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
+
+
+def scaledyolo(*words: str) -> str:
+    """Run the command in a process of its own; its progress is shown, its standard output returned.
+
+    Raises:
+        TrainingError: it ended with an error.
+    """
+    done = subprocess.run([sys.executable, "-m", "scaledyolo", *words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise TrainingError(f"{repeatable(('', *words))} ended with code {done.returncode}; its reason stands above")
+    return done.stdout
