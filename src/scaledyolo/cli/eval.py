@@ -72,10 +72,7 @@ class Eval:
         from scaledyolo.views import describe_views, relative_cost
 
         rules = protocol(self.protocol)
-        if not 1 <= len(self.model) <= 2:
-            raise UsageError("give one model, or cfg and weights")
-        model = self.model[0] if len(self.model) == 1 else (self.model[0], self.model[1])
-        detector = self._detector(model, self.merge, self.ensemble, self.subnet)
+        detector = self._detector(model_source(self.model), self.merge, self.ensemble, self.subnet)
         dataset = open_dataset(self.data, self.split, bad=self.bad)
         truth = ground_truth(dataset)
         found = self._predict(detector, dataset, rules)
