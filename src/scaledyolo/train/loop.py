@@ -17,8 +17,10 @@ from scaledyolo.train.optim import apply_settings, step_settings
 from scaledyolo.train.progress import EpochTotals
 
 if TYPE_CHECKING:
+    from scaledyolo.arch.graph import Graph
     from scaledyolo.data.loader import Batch
     from scaledyolo.evaluate.coco import CocoMetrics
+    from scaledyolo.train.recipe import Loss
     from scaledyolo.train.training import Training
 
 # Weight of AP50 in the figure by which the best epoch is chosen; the rest is AP (published code of the family).
@@ -98,25 +100,37 @@ def forward_backward(t: Training, batch: Batch, *, synchronise: bool) -> LossPar
         NonFiniteError: the loss is infinite or no number.
     """
     images, targets = t.to_device(batch)
-    heads = t.graph.detects
+    subnets = t.subnets_of_step()
+    share = 1 / (1 + len(subnets))
+    with t.fabric.no_backward_sync(t.network):
+        for subnet in subnets:
+            with t.fabric.autocast():
+                raw_maps = subnet(t.bare, images)
+            backward(t, raw_maps, images, targets, subnet.graph, subnet.loss_config(t.recipe.loss), share)
     with t.fabric.no_backward_sync(t.network, enabled=not synchronise):
-        raw_maps = t.network(images)
-        parts = detection_loss(
-            raw_maps,
-            targets,
-            heads,
-            t.graph.strides,
-            t.recipe.loss,
-            t.recipe.assignment,
-            mean_count=t.processes.mean if t.processes.count > 1 else None,
-        )
-        parts = parts.weighted(loss_gains(t.recipe.loss, len(heads), t.graph.num_classes))
-        # The mean of the processes' gradients is taken, so each stands for as many images as there are in all.
-        loss = parts.total(images=len(images) * t.processes.count)
-        if not t.processes.all_agree(bool(torch.isfinite(loss)), loss.device):
-            raise t.guard.explain(loss, images, targets)
-        t.fabric.backward(loss)
+        parts = backward(t, t.network(images), images, targets, t.graph, t.recipe.loss, share)
     return parts.detached()
+
+
+def backward(
+    t: Training, raw_maps: list[Tensor], images: Tensor, targets: Tensor, graph: Graph, config: Loss, share: float
+) -> LossParts:
+    """The loss of raw maps, ``share`` of it back through the network that made them; returns its weighted parts.
+
+    Raises:
+        NonFiniteError: the loss is infinite or no number.
+    """
+    mean_count = t.processes.mean if t.processes.count > 1 else None
+    parts = detection_loss(
+        raw_maps, targets, graph.detects, graph.strides, config, t.recipe.assignment, mean_count=mean_count
+    )
+    parts = parts.weighted(loss_gains(config, len(graph.detects), graph.num_classes))
+    # The mean of the processes' gradients is taken, so each stands for as many images as there are in all.
+    loss = parts.total(images=len(images) * t.processes.count) * share
+    if not t.processes.all_agree(bool(torch.isfinite(loss)), loss.device):
+        raise t.guard.explain(loss, images, targets)
+    t.fabric.backward(loss)
+    return parts
 
 
 def optimiser_step(t: Training, batch: Batch) -> float:

@@ -44,6 +44,16 @@ class Run:
         }
 
 
+def completed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What :meth:`Run.facts` was when it was saved, with settings that exist since then at their defaults."""
+    try:
+        spec = ModelSpec.from_dict(facts["spec"]).to_dict()
+        recipes = [to_mapping(from_mapping(Recipe, recipe, "recipe")) for recipe in facts["recipes"]]
+    except (KeyError, TypeError, AttributeError, ScaledYoloError):
+        return dict(facts)
+    return {**facts, "spec": spec, "recipes": recipes}
+
+
 def write_run(
     folder: Path,
     run: Run,

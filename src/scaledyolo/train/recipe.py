@@ -148,6 +148,8 @@ class Recipe:
     full_size_from: float = 0.7  # ... until this share of the epochs; published recipes: no growth
     rectangular: bool = False  # batches of like aspect, each on its smallest canvas, without mosaics; csp, large: off
     image_weights: bool = False  # images are drawn in proportion to what their classes still miss; csp, large: off
+    # Once-for-all: networks inside this one that learn along, such as without-stage-p7 (train.sandwich); ours, off.
+    subnets: tuple[str, ...] = ()
     continues: str = ""  # the recipe whose final checkpoint, optimiser state included, this stage starts from
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)

@@ -26,13 +26,15 @@ from scaledyolo.evaluate.coco import CocoMetrics, coco_metrics
 from scaledyolo.evaluate.protocols import TRAINING
 from scaledyolo.evaluate.run import ground_truth, predict
 from scaledyolo.net.network import Network
+from scaledyolo.subnet import TRAINED_SUBNETS
 from scaledyolo.train.guard import Guard, NonFiniteError
 from scaledyolo.train.journal import Journal, open_services
-from scaledyolo.train.manifest import Run
-from scaledyolo.train.optim import make_ema, make_optimizer
+from scaledyolo.train.manifest import Run, completed
+from scaledyolo.train.optim import make_ema, make_optimizer, warmup_steps
 from scaledyolo.train.processes import Processes
 from scaledyolo.train.progress import Progress
 from scaledyolo.train.recipe import Recipe
+from scaledyolo.train.sandwich import InnerNetwork, Sandwich
 from scaledyolo.train.state import SavedState, load_state, save_state
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Training:
         self.journal = Journal(
             folder, run.recipes[-1].schedule.epochs, services, run.settings.quiet, first_rank=fabric.is_global_zero
         )
+        self.sandwiches = [Sandwich(self.graph, recipe.subnets, run.settings.seed) for recipe in run.recipes]
         self._saved_at = time.monotonic()
         self._rollbacks = (-1, 0)  # the epoch, and how often we went back in it
 
@@ -94,6 +97,12 @@ class Training:
     def loader(self) -> TrainLoader:
         """The batches of the current stage."""
         return self.loaders[self.stage]
+
+    def subnets_of_step(self) -> tuple[InnerNetwork, ...]:
+        """The networks inside this one that the current batch trains too; none before the warm-up is over."""
+        if self.progress.step < warmup_steps(self.recipe.schedule, len(self.loader)):
+            return ()
+        return self.sandwiches[self.stage].of_step(self.progress.step)
 
     @property
     def _scaler(self) -> Any:
@@ -218,6 +227,7 @@ class Training:
             name: value.detach().to("cpu", torch.float32, copy=True).numpy()
             for name, value in self.ema.module.state_dict().items()
         }
+        trained = sorted({network.name for sandwich in self.sandwiches for network in sandwich.networks})
         return Checkpoint(
             graph=self.graph,
             weights=weights,
@@ -231,6 +241,7 @@ class Training:
                 "seed": str(self.settings.seed),
                 "data": self.train_data.source,
                 "data_fingerprint": self.train_data.fingerprint,
+                **({TRAINED_SUBNETS: ", ".join(trained)} if trained else {}),
             },
         )
 
@@ -252,7 +263,7 @@ class Training:
             DataError: images or their boxes changed since.
             UsageError: model, recipe or seed differ from those of the saved run.
         """
-        mine = self.facts()
+        mine, saved = self.facts(), completed(state.facts)
         for split, known in state.facts.get("data_fingerprints", {}).items():
             if known != mine["data_fingerprints"].get(split):
                 raise DataError(
@@ -260,7 +271,7 @@ class Training:
                     f"with --weights {self.folder / LAST_FILE}"
                 )
         for key, what in (("spec", "the model"), ("recipes", "the recipe"), ("seed", "the seed")):
-            if state.facts.get(key) != mine[key]:
+            if saved.get(key) != mine[key]:
                 raise UsageError(f"{state.path}: {what} differs from that of the run; a resume takes it as it was")
         self._restore(state)
         self.progress = state.progress
