@@ -78,10 +78,12 @@ class Export:
         if (self.images or self.data) and not self.verify:
             raise UsageError("--images and --data are for comparing; leave out --no-verify")
         nms = EmbeddedNms(self.conf, self.iou, self.max_det, self.agnostic) if self.nms else None
+        source = model_source(self.model, download=self.download)
         model = load_model(source, names=self.names, download=self.download)
         report = export(
-            load_model(model_source(self.model), names=self.names, download=self.download),
+            subnet_checkpoint(model, self.subnet) if self.subnet else model,
             self.out,
+            source=source,
             format=self.format,
             size=sides(self.size),
             dynamic=self.dynamic,
