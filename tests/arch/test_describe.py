@@ -67,7 +67,9 @@ def test_the_page_holds_every_stage_and_node_and_loads_nothing(name, tmp_path, c
     values = json.loads(capsys.readouterr().out)
     reader = _Tables()
     reader.feed(page.read_text(encoding="utf-8"))
-    stages, nodes = reader.tables
+    stages, parts, nodes = reader.tables
+    assert [row[0] for row in parts[1:]] == ["the whole network", *values["subnets"]]
+    assert [row[1] for row in parts[1:]] == ["exact" if "stage" not in row[0] else "approximate" for row in parts[1:]]
     assert [row[0] for row in stages[1:-1]] == [stage["name"] for stage in values["stages"]]
     assert stages[-1][0] == "all"
     assert f"{values['params']:,}" in stages[-1]
@@ -79,3 +81,54 @@ def test_the_page_holds_every_stage_and_node_and_loads_nothing(name, tmp_path, c
 def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     assert main(["describe", "yolov4-tiny", "--html", str(tmp_path / "missing" / "page.html")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_parts_are_named_and_can_be_described(capsys):
+    assert main(["describe", "yolov4-p7", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["subnets"][:2] == ["without-head-p7", "without-head-p6"]
+    assert main(["describe", "yolov4-p7", "--subnet", "without-head-p7", "--size", "1280", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["params"], round(values["gflops"], 2)) == (261_728_200, 1131.43)
+    assert main(["describe", "yolov4-p6", "--subnet", "without-heads-p6"]) == 2
+    assert "Did you mean 'without-head-p6'?" in capsys.readouterr().err
+
+
+def test_every_figure_stands_in_the_text_of_stages_and_nodes(capsys):
+    assert main(["describe", "yolov4-csp", "--size", "608", "--nodes"]) == 0
+    told = capsys.readouterr().out
+    headings = ["out", "stride", "field", "parameters", "GFLOP", "output", "MiB", "moved", "MiB", "CIO", "FLOP/byte"]
+    assert told.count(" ".join(headings)) == 0  # they are columns
+    for line in (line for line in told.splitlines() if line.lstrip().startswith(("stage ", "node "))):
+        assert line.split()[1:] == headings
+    row = next(line for line in told.splitlines() if line.startswith("  backbone.stage5 "))
+    # name, output, stride, receptive field: 725 (paper Table 7)
+    assert row.split()[1:4] == ["1024x19x19", "32", "725"]
+
+
+def test_a_roofline_from_a_file_is_in_text_json_and_page(tmp_path, capsys):
+    file, page = tmp_path / "bench.json", tmp_path / "page.html"
+    file.write_text(json.dumps({"machine": {"gflops_per_second": 100, "gigabytes_per_second": 10, "name": "a box"}}))
+    words = ["describe", "yolov4-tiny", "--roofline", str(file)]
+    assert main([*words, "--html", str(page), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["roofline"]["ridge"] == 10
+    for stage in values["stages"]:
+        flops, moved = 2 * stage["macs"], 4 * stage["memory_access"]
+        assert stage["least_ms"] == pytest.approx(max(flops / 1e8, moved / 1e7), abs=1e-4)
+        assert stage["bound"] == ("memory" if moved / 10 > flops / 100 else "arithmetic")
+    assert values["roofline"]["least_ms"] == pytest.approx(sum(s["least_ms"] for s in values["stages"]), abs=1e-2)
+    assert 'class="roofline"' in page.read_text(encoding="utf-8")
+    assert main(words) == 0
+    assert "ridge at 10.0 FLOP for each byte (a box)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": {"gflops_per_second": 0, "gigabytes_per_second": 1}}'])
+def test_a_roofline_from_a_broken_file_is_one_sentence(text, tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    file.write_text(text)
+    assert main(["describe", "yolov4-tiny", "--roofline", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert str(file) in told
+    assert told.count("\n") == 1
+    assert main(["describe", "yolov4-tiny", "--roofline", "later"]) == 2
+    assert "--roofline takes 'now' or a JSON file" in capsys.readouterr().err

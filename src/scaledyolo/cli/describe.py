@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +27,12 @@ class Describe:
     """Input size in pixels; by default the network's own."""
     nc: int | None = None
     """Number of classes; by default the network's own (80 for most)."""
-    layers: bool = False
+    subnet: str | None = None
+    """Only this part of the network, such as without-head-p7 or without-stage-p7."""
+    layers: Annotated[bool, tyro.conf.arg(aliases=("--nodes",))] = False
     """Also list every node."""
+    roofline: Annotated[str | None, tyro.conf.arg(metavar="now | FILE")] = None
+    """Also what bounds each stage on a machine: now measures this one, FILE is JSON of `scaledyolo bench --layers`."""
     json: bool = False
     """Print JSON instead of text."""
     html: Path | None = None
@@ -35,23 +40,32 @@ class Describe:
 
     def run(self) -> int:
         from scaledyolo.arch.cost import cost
+        from scaledyolo.arch.subnet import cut_graph
         from scaledyolo.model import load_graph
 
         graph = load_graph(self.model, num_classes=self.nc)
+        graph = cut_graph(graph, self.subnet) if self.subnet else graph
         height, width = sides(self.size) or (graph.height, graph.width)
         summary = summarise(graph, cost(graph, height, width))
         stages = stage_rows(graph, height, width)
         rows = layer_rows(graph, height, width) if self.layers or self.html else []
+        roofline = None
+        if self.roofline is not None:
+            from scaledyolo.cli.describe_roofline import Roofline
+
+            roofline = Roofline.of(self.roofline, graph, height, width)
+            roofline.add_to(stages)
+            summary["roofline"] = roofline.summary()
         if self.html:
             from scaledyolo.cli.describe_page import page
 
-            self.html.write_text(page(graph, summary, stages, rows), encoding="utf-8")
+            self.html.write_text(page(graph, summary, stages, rows, roofline), encoding="utf-8")
         shown = rows if self.layers else []
         if self.json:
             layers = {"layers": rows} if self.layers else {}
             print(json.dumps({**summary, "stages": stages, **layers}, indent=2))
         else:
-            print(text(summary, stages, shown))
+            print(text(summary, stages, shown, roofline.text() if roofline else None))
             if self.html:
                 print(f"  page              {self.html}")
         return 0
@@ -60,6 +74,7 @@ class Describe:
 def summarise(graph: Graph, cost: Cost) -> dict[str, Any]:
     """The figures of a network as plain values; MACs and FLOPs of the convolutions, one image."""
     from scaledyolo.arch.cost import receptive_fields
+    from scaledyolo.arch.subnet import subnet_names
 
     fields = receptive_fields(graph)
     return {
@@ -81,6 +96,7 @@ def summarise(graph: Graph, cost: Cost) -> dict[str, Any]:
         "intensity": round(cost.intensity, 3),
         "weights_bytes": cost.weights_bytes,
         "nodes": len(graph),
+        "subnets": list(subnet_names(graph)),
         "resize": graph.resize,
         "norm_eps": graph.norm_eps,
     }
@@ -132,8 +148,10 @@ def layer_rows(graph: Graph, height: int, width: int) -> list[dict[str, Any]]:
     ]
 
 
-def text(summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    """The summary for people."""
+def text(
+    summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[str, Any]], roofline: str | None = None
+) -> str:
+    """The summary for people; ``roofline`` are lines to put below the totals."""
     folded = f" ({summary['params_folded']:,} folded)" if summary["params_folded"] else ""
     lines = [
         f"{summary['name']} at {summary['height']}x{summary['width']}, {summary['num_classes']} classes",
@@ -151,6 +169,8 @@ def text(summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[
             f"  = {summary['intensity']:.1f} FLOP for each byte"
         ),
         f"  .weights file     {summary['weights_bytes']:,} bytes",
+        *([f"  parts (--subnet)  {', '.join(summary['subnets'])}"] if summary["subnets"] else []),
+        *([roofline] if roofline else []),
         "",
         *_table("stage", stages),
     ]
@@ -159,24 +179,31 @@ def text(summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[
     return "\n".join(lines)
 
 
+# Heading, width and text of each column of figures.
+_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+    ("out", 16, lambda row: "x".join(map(str, row["out"]))),
+    ("stride", 8, lambda row: f"{row['stride']}"),
+    ("field", 7, lambda row: f"{row['receptive_field']}"),
+    ("parameters", 13, lambda row: f"{row['params']:,}"),
+    ("GFLOP", 12, lambda row: f"{2 * row['macs'] / 1e9:,.3f}"),
+    ("output MiB", 12, lambda row: f"{row['activation_bytes'] / 2**20:,.2f}"),
+    ("moved MiB", 11, lambda row: f"{4 * row['memory_access'] / 2**20:,.2f}"),
+    ("CIO", 13, lambda row: f"{row['cio']:,}"),
+    ("FLOP/byte", 11, lambda row: f"{row['intensity']:.1f}"),
+)
+_ROOF_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+    ("least ms", 10, lambda row: f"{row['least_ms']:.3f}"),
+    ("bound", 12, lambda row: row["bound"]),
+)
+
+
 def _table(first: str, rows: list[dict[str, Any]]) -> list[str]:
     """Rows of figures under headings: one line each, names to the left."""
+    columns = _COLUMNS + (_ROOF_COLUMNS if "bound" in rows[0] else ())
     longest = max(len(row["name"]) for row in rows)
     names = [f"{row['name']:<{longest}}  {row['op']}" if "op" in row else row["name"] for row in rows]
     wide = max(len(first), *map(len, names))
-    heads = ("out", "field", "parameters", "GFLOP", "moved MiB", "CIO", "FLOP/byte")
-    widths = (16, 7, 13, 12, 11, 13, 11)
-    lines = [f"  {first:<{wide}}" + "".join(f"{head:>{size}}" for head, size in zip(heads, widths, strict=True))]
+    lines = [f"  {first:<{wide}}" + "".join(f"{head:>{size}}" for head, size, _ in columns)]
     for name, row in zip(names, rows, strict=True):
-        cells = (
-            "x".join(map(str, row["out"])),
-            f"{row['receptive_field']}",
-            f"{row['params']:,}",
-            f"{2 * row['macs'] / 1e9:,.3f}",
-            f"{4 * row['memory_access'] / 2**20:,.2f}",
-            f"{row['cio']:,}",
-            f"{row['intensity']:.1f}",
-        )
-        shown = "".join(f"{cell:>{size}}" for cell, size in zip(cells, widths, strict=True))
-        lines.append(f"  {name:<{wide}}{shown}")
+        lines.append(f"  {name:<{wide}}" + "".join(f"{cell(row):>{size}}" for _, size, cell in columns))
     return lines

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from scaledyolo.arch.cost import cost
 from scaledyolo.arch.drawing import pyramid_svg
 from scaledyolo.arch.graph import Graph
+from scaledyolo.arch.subnet import Subnet, cut
+
+if TYPE_CHECKING:
+    from scaledyolo.cli.describe_roofline import Roofline
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --muted: #5b6b7a; --surface: #ffffff; --line: #e3e8ee;
@@ -25,7 +30,7 @@ p { color: var(--muted); margin: 4px 0 0; }
 .frame { background: var(--surface); border: 1px solid var(--line); border-radius: 8px; overflow: auto; }
 .frame svg { display: block; margin: 8px auto; max-width: 100%; height: auto; min-width: 720px; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 12px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: 5px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--muted); font-weight: 600; position: sticky; top: 0; background: var(--surface); }
 th:first-child, td:first-child { text-align: left; } tbody tr:last-child td { border-bottom: 0; }
 tr.total td { font-weight: 600; border-top: 2px solid var(--line); }
@@ -47,8 +52,24 @@ _COLUMNS = (
 )
 
 
+_PART_COLUMNS = (
+    ("name", "part"),
+    ("kind", "outputs"),
+    ("levels", "levels"),
+    ("params", "parameters"),
+    ("macs", "GFLOP"),
+    ("boxes", "candidate boxes"),
+    ("max_stride", "sides multiples of"),
+)
+_ROOF_COLUMNS = (("least_ms", "least ms"), ("bound", "bound by"))
+
+
 def page(
-    graph: Graph, summary: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
+    graph: Graph,
+    summary: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    layers: Sequence[Mapping[str, Any]],
+    roofline: Roofline | None = None,
 ) -> str:
     """The page for a network whose figures are given as plain values (see :mod:`scaledyolo.cli.describe`)."""
     name = escape(summary["name"])
@@ -74,13 +95,51 @@ def page(
 <div class="frame">{pyramid_svg(graph, height, width)}</div>
 <p>Rows are strides. The bar of a box is its share of all operations.</p>
 <h2>By stage</h2>
-<div class="frame">{_table(_COLUMNS, stages, summary)}</div>
+<div class="frame">{_table(_COLUMNS + (_ROOF_COLUMNS if roofline else ()), stages, summary)}</div>
 <p>Figures are for one image in float32. Moved: inputs, outputs and weights of every node (Equation 1). CIO: input times
 output channels, summed over the convolutions. 1 MB is a million bytes.</p>
+{_roofline(roofline) if roofline else ""}
+{_parts(graph, summary) if summary["subnets"] else ""}
 <details><summary>All {len(layers)} nodes</summary>
 <div class="frame tall">{_table(node_columns, layers)}</div></details>
 </body></html>
 """
+
+
+def _roofline(roofline: Roofline) -> str:
+    peaks, facts = roofline.peaks, roofline.summary()
+    measured = any(stage.measured_ms for stage in roofline.stages)
+    points = "Points are what was measured." if measured else "Points are the most that each stage can reach."
+    return f"""<h2>Roofline</h2>
+<div class="frame">{roofline.svg()}</div>
+<p>{escape(peaks.machine)}: {peaks.gflops:,.0f} GFLOP a second in a matrix product, {peaks.gigabytes:,.1f} GB a second
+in a copy. Left of the ridge memory is the bound. With every stage at the roof an image takes {roofline.least_ms:,.2f}
+ms; memory bounds {facts["memory_bound_stages"]} of {len(roofline.stages)} stages. {points}</p>"""
+
+
+def _parts(graph: Graph, summary: Mapping[str, Any]) -> str:
+    """The networks inside this one, beside it."""
+    rows = [_part("the whole network", graph, summary), *(_part(n, cut(graph, n), summary) for n in summary["subnets"])]
+    return f"""<h2>What it contains</h2>
+<div class="frame">{_table(_PART_COLUMNS, rows)}</div>
+<p>Once-for-all (section 5.5 of the paper): taken with --subnet. The outputs of exact parts are those of the network at
+the levels that are left; approximate ones gain from a short training.</p>"""
+
+
+def _part(name: str, part: Graph | Subnet, summary: Mapping[str, Any]) -> dict[str, Any]:
+    subnet = part if isinstance(part, Subnet) else Subnet(part)
+    stride = subnet.graph.max_stride
+    height, width = (side // stride * stride for side in (summary["height"], summary["width"]))
+    figures = cost(subnet.graph, height, width)
+    return {
+        "name": name,
+        "kind": "exact" if subnet.exact else "approximate",
+        "levels": ", ".join(f"P{stride.bit_length() - 1}" for stride in sorted(subnet.graph.strides)),
+        "params": figures.params,
+        "macs": figures.macs,
+        "boxes": figures.boxes,
+        "max_stride": stride,
+    }
 
 
 def _table(
@@ -109,4 +168,6 @@ def _cell(key: str, value: Any) -> str:
         return f"{4 * value / 1e6:,.2f}"
     if key == "intensity":
         return f"{value:,.1f}"
+    if key == "least_ms":
+        return f"{value:,.3f}"
     return f"{value:,}" if isinstance(value, int) else escape(str(value))

@@ -1,0 +1,123 @@
+"""`scaledyolo describe --roofline`: what bounds each stage on a machine that was measured, now or before."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaledyolo.arch.graph import Graph
+from scaledyolo.arch.groups import group_costs
+from scaledyolo.arch.roofline import Peaks, StageRoof, roofline_svg, stage_roofs
+from scaledyolo.errors import FormatError, UsageError
+
+NOW = "now"
+_SAMPLES = 7  # the best of so many: what disturbs a measurement only adds to it
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The stages of a network under the roof of a machine."""
+
+    peaks: Peaks
+    stages: tuple[StageRoof, ...]
+
+    @classmethod
+    def of(cls, source: str, graph: Graph, height: int, width: int) -> Roofline:
+        """Of this machine (``now``), or of the one on which a file of `scaledyolo bench --layers --json` was written.
+
+        Raises:
+            UsageError: neither ``now`` nor a file.
+            FormatError: the file does not hold what is needed.
+        """
+        peaks, measured = (measure_peaks(), {}) if source == NOW else read_peaks(Path(source))
+        return cls(peaks, stage_roofs(group_costs(graph, height, width), peaks, measured))
+
+    @property
+    def least_ms(self) -> float:
+        """Milliseconds below which no image can come: all stages at the roof."""
+        return sum(stage.least_ms for stage in self.stages)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the machine and of the whole network as plain values."""
+        return {
+            "machine": self.peaks.machine,
+            "gflops_per_second": round(self.peaks.gflops, 3),
+            "gigabytes_per_second": round(self.peaks.gigabytes, 3),
+            "ridge": round(self.peaks.ridge, 3),
+            "least_ms": round(self.least_ms, 4),
+            "memory_bound_stages": sum(stage.memory_bound for stage in self.stages),
+        }
+
+    def add_to(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Give every row of a stage what bounds it and its least milliseconds, and those measured."""
+        for row, stage in zip(rows, self.stages, strict=True):
+            row["bound"] = "memory" if stage.memory_bound else "arithmetic"
+            row["least_ms"] = round(stage.least_ms, 4)
+            if stage.measured_ms is not None:
+                row["measured_ms"] = round(stage.measured_ms, 4)
+
+    def text(self) -> str:
+        """Two lines for people."""
+        facts, stages = self.summary(), len(self.stages)
+        return (
+            f"  roofline          {self.peaks.gflops:,.1f} GFLOP/s, {self.peaks.gigabytes:,.1f} GB/s, ridge at "
+            f"{self.peaks.ridge:.1f} FLOP for each byte ({self.peaks.machine})\n"
+            f"                    an image takes {self.least_ms:,.2f} ms at least; memory bounds "
+            f"{facts['memory_bound_stages']} of {stages} stages"
+        )
+
+    def svg(self) -> str:
+        """The drawing."""
+        return roofline_svg(self.stages, self.peaks)
+
+
+def measure_peaks() -> Peaks:
+    """The best of a few matrix products and copies on all cores of this machine, in float32; takes a few seconds."""
+    from scaledyolo.bench.jobs import CopyJob, GemmJob
+    from scaledyolo.bench.machine import CopyCandidate, gemm_candidate
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    library = "openvino" if importlib.util.find_spec("openvino") else "numpy"
+    product = gemm_candidate(GemmJob(library, "cpu", "float32", cores))
+    copy = CopyCandidate(CopyJob(cores))
+    return Peaks(
+        gflops=product.facts()["flops"] / _best_ms(product) / 1e6,
+        gigabytes=copy.facts()["bytes"] / _best_ms(copy) / 1e6,
+        machine=f"{cores} {'core' if cores == 1 else 'cores'} of {platform.machine()}, float32",
+    )
+
+
+def _best_ms(candidate: Any) -> float:
+    candidate.sample()
+    return min(float(candidate.sample()["ms"]) for _ in range(_SAMPLES))
+
+
+def read_peaks(path: Path) -> tuple[Peaks, dict[str, float]]:
+    """Peaks, and milliseconds of nodes by name, from a file that `scaledyolo bench --layers` wrote.
+
+    Raises:
+        UsageError: there is no such file.
+        FormatError: it is no JSON, or peaks are missing.
+    """
+    if not path.is_file():
+        raise UsageError(f"--roofline takes {NOW!r} or a JSON file of `scaledyolo bench --layers`, got {str(path)!r}")
+    try:
+        document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        machine = document["machine"]
+        peaks = Peaks(
+            gflops=float(machine["gflops_per_second"]),
+            gigabytes=float(machine["gigabytes_per_second"]),
+            machine=str(machine.get("name", path.name)),
+        )
+        layers = {str(row["name"]): float(row["ms"]) for row in document.get("layers", ())}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path}: no figures of `scaledyolo bench --layers` ({error!r})") from None
+    if peaks.gflops <= 0 or peaks.gigabytes <= 0:
+        raise FormatError(f"{path}: peaks must be greater than nothing")
+    return peaks, layers
