@@ -105,9 +105,19 @@ def test_every_figure_stands_in_the_text_of_stages_and_nodes(capsys):
     assert row.split()[1:4] == ["1024x19x19", "32", "725"]
 
 
+def _bench_row(precision: str = "float32", **changes: object) -> dict[str, object]:
+    """A row of `scaledyolo bench --layers --json`, by its own code."""
+    from scaledyolo.bench.roofline import Roof
+    from scaledyolo.bench.rows import Row
+
+    roof = Roof(flops_per_s=100e9, bytes_per_s=10e9)
+    row = Row(model="yolov4-tiny", size=(416, 416), batch=2, engine="openvino", precision=precision, roof=roof)
+    return {**row.to_dict(), **changes}
+
+
 def test_a_roofline_from_a_file_is_in_text_json_and_page(tmp_path, capsys):
     file, page = tmp_path / "bench.json", tmp_path / "page.html"
-    file.write_text(json.dumps({"machine": {"gflops_per_second": 100, "gigabytes_per_second": 10, "name": "a box"}}))
+    file.write_text(json.dumps([_bench_row(roof=None), _bench_row()]))
     words = ["describe", "yolov4-tiny", "--roofline", str(file)]
     assert main([*words, "--html", str(page), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -116,13 +126,37 @@ def test_a_roofline_from_a_file_is_in_text_json_and_page(tmp_path, capsys):
         flops, moved = 2 * stage["macs"], 4 * stage["memory_access"]
         assert stage["least_ms"] == pytest.approx(max(flops / 1e8, moved / 1e7), abs=1e-4)
         assert stage["bound"] == ("memory" if moved / 10 > flops / 100 else "arithmetic")
+        assert "measured_ms" not in stage
     assert values["roofline"]["least_ms"] == pytest.approx(sum(s["least_ms"] for s in values["stages"]), abs=1e-2)
     assert 'class="roofline"' in page.read_text(encoding="utf-8")
     assert main(words) == 0
-    assert "ridge at 10.0 FLOP for each byte (a box)" in capsys.readouterr().out
+    assert "ridge at 10.0 FLOP for each byte (1 threads of cpu, float32, openvino)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"machine": {"gflops_per_second": 0, "gigabytes_per_second": 1}}'])
+def test_half_precision_moves_half_the_bytes(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps([_bench_row("bfloat16")]))
+    assert main(["describe", "yolov4-tiny", "--roofline", str(file), "--json"]) == 0
+    for stage in json.loads(capsys.readouterr().out)["stages"]:
+        least = max(2 * stage["macs"] / 1e8, 2 * stage["memory_access"] / 1e7)
+        assert stage["least_ms"] == pytest.approx(least, abs=1e-4)
+
+
+def test_layers_that_were_measured_stand_below_the_roof(tmp_path, capsys):
+    file, page = tmp_path / "bench.json", tmp_path / "page.html"
+    layers = [{"name": "backbone.stage3.conv1", "ms": 6.0}, {"name": "backbone.stage3.transition", "ms": 2.0}]
+    layers.append({"name": "(conversions of the runtime)", "ms": 9.0})
+    file.write_text(json.dumps([_bench_row(layers=layers)]))
+    for size, measured in (((), 4.0), (("--size", "320"), None)):
+        words = ["describe", "yolov4-tiny", "--roofline", str(file), "--json", "--html", str(page), *size]
+        assert main(words) == 0
+        stages = {stage["name"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
+        assert stages["backbone.stage3"].get("measured_ms") == measured  # 8 ms, for two images
+        assert ("Points are what was measured" in page.read_text(encoding="utf-8")) == (measured is not None)
+    assert main(["describe", "yolov4-p5", "--roofline", str(file), "--json"]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"roof": {"flops_per_s": 0}}]', '[{"roof": 3}]'])
 def test_a_roofline_from_a_broken_file_is_one_sentence(text, tmp_path, capsys):
     file = tmp_path / "bench.json"
     file.write_text(text)

@@ -13,8 +13,6 @@ from html import escape
 
 from scaledyolo.arch.groups import GroupCost, Part
 
-_BYTES = 4  # of a value in float32
-
 # The drawing, in pixels.
 _ACROSS, _DOWN = 760, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 24, 20, 56
@@ -40,11 +38,12 @@ _PARTS: dict[Part, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """What a machine can do at most, in float32."""
+    """What a machine can do at most."""
 
     gflops: float  # giga floating-point operations a second
     gigabytes: float  # a second, read and written
     machine: str = ""  # in words
+    value_bytes: int = 4  # of the precision that was measured: 4 for float32, 2 for half
 
     @property
     def ridge(self) -> float:
@@ -61,6 +60,7 @@ class StageRoof:
     """One stage under the roof."""
 
     cost: GroupCost
+    intensity: float  # FLOP for each byte in the precision of the peaks
     attainable: float  # giga floating-point operations a second
     least_ms: float  # milliseconds for one image at the roof; what is not a convolution costs its traffic only
     memory_bound: bool
@@ -84,12 +84,14 @@ def stage_roofs(
     """
     found = []
     for cost in costs:
-        bytes_moved = _BYTES * cost.memory_access
+        bytes_moved = peaks.value_bytes * cost.memory_access
+        intensity = cost.intensity * 4 / peaks.value_bytes  # counted in float32
         compute, traffic = 2 * cost.macs / peaks.gflops / 1e6, bytes_moved / peaks.gigabytes / 1e6
         found.append(
             StageRoof(
                 cost=cost,
-                attainable=peaks.attainable(cost.intensity),
+                intensity=intensity,
+                attainable=peaks.attainable(intensity),
                 least_ms=max(compute, traffic),
                 memory_bound=traffic > compute,
                 measured_ms=_time_of(cost, measured or {}),
@@ -107,7 +109,7 @@ def roofline_svg(roofs: Sequence[StageRoof], peaks: Peaks) -> str:
     """The roof, and the stages on it (or, where times were measured, below it), as an SVG element on two log scales."""
     drawn = [roof for roof in roofs if roof.cost.macs]
     # At least a quarter of the slope is shown, whether or not a stage lies on it.
-    intensities = [peaks.ridge / 4, peaks.ridge, *(roof.cost.intensity for roof in drawn)]
+    intensities = [peaks.ridge / 4, peaks.ridge, *(roof.intensity for roof in drawn)]
     rates = [
         peaks.gflops / 4,
         peaks.gflops,
@@ -198,8 +200,8 @@ def _roof(x: _Axis, y: _Axis, peaks: Peaks) -> list[str]:
 
 def _point(x: _Axis, y: _Axis, roof: StageRoof) -> list[str]:
     cost = roof.cost
-    across, up = x(cost.intensity), y(roof.achieved or roof.attainable)
-    told = f"{cost.group.name}: {cost.intensity:.1f} FLOP/byte, at best {roof.least_ms:.3g} ms"
+    across, up = x(roof.intensity), y(roof.achieved or roof.attainable)
+    told = f"{cost.group.name}: {roof.intensity:.1f} FLOP/byte, at best {roof.least_ms:.3g} ms"
     told += f", measured {roof.measured_ms:.3g} ms" if roof.measured_ms else ""
     point = f'<circle class="{cost.group.part}" cx="{across:.1f}" cy="{up:.1f}" r="5"/>'
     drop = ""

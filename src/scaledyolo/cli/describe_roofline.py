@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from scaledyolo.arch.roofline import Peaks, StageRoof, roofline_svg, stage_roofs
 from scaledyolo.errors import FormatError, UsageError
 
 NOW = "now"
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SAMPLES = 7  # the best of so many: what disturbs a measurement only adds to it
 
 
@@ -35,7 +36,10 @@ class Roofline:
             UsageError: neither ``now`` nor a file.
             FormatError: the file does not hold what is needed.
         """
-        peaks, measured = (measure_peaks(), {}) if source == NOW else read_peaks(Path(source))
+        if source == NOW:
+            peaks, measured = measure_peaks(), {}
+        else:
+            peaks, measured = read_peaks(Path(source), graph, (height, width))
         return cls(peaks, stage_roofs(group_costs(graph, height, width), peaks, measured))
 
     @property
@@ -98,26 +102,38 @@ def _best_ms(candidate: Any) -> float:
     return min(float(candidate.sample()["ms"]) for _ in range(_SAMPLES))
 
 
-def read_peaks(path: Path) -> tuple[Peaks, dict[str, float]]:
-    """Peaks, and milliseconds of nodes by name, from a file that `scaledyolo bench --layers` wrote.
+def read_peaks(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Peaks, dict[str, float]]:
+    """Peaks from a file that `scaledyolo bench --layers --json` wrote; with the milliseconds of an image in each node
+    where the file has a row for this network at this size, (height, width) in pixels.
 
     Raises:
         UsageError: there is no such file.
-        FormatError: it is no JSON, or peaks are missing.
+        FormatError: it is no JSON, or no row in it has a roof.
     """
     if not path.is_file():
         raise UsageError(f"--roofline takes {NOW!r} or a JSON file of `scaledyolo bench --layers`, got {str(path)!r}")
     try:
-        document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        machine = document["machine"]
+        rows = [row for row in json.loads(path.read_text(encoding="utf-8")) if row.get("roof")]
+        if not rows:
+            raise KeyError("roof")
+        names = {node.name for node in graph}
+        fitting = [row for row in rows if _is_of(row, names, size)]
+        row = (fitting or rows)[0]
         peaks = Peaks(
-            gflops=float(machine["gflops_per_second"]),
-            gigabytes=float(machine["gigabytes_per_second"]),
-            machine=str(machine.get("name", path.name)),
+            gflops=float(row["roof"]["flops_per_s"]) / 1e9,
+            gigabytes=float(row["roof"]["bytes_per_s"]) / 1e9,
+            machine=f"{row['threads']} threads of {row['device']}, {row['precision']}, {row['engine']}",
+            value_bytes=BYTES_PER_VALUE[row["precision"]],
         )
-        layers = {str(row["name"]): float(row["ms"]) for row in document.get("layers", ())}
+        if peaks.gflops <= 0 or peaks.gigabytes <= 0:
+            raise ValueError("a peak of nothing")
+        layers = row["layers"] if fitting else []
+        return peaks, {str(layer["name"]): float(layer["ms"]) / row["batch"] for layer in layers}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"{path}: no figures of `scaledyolo bench --layers` ({error!r})") from None
-    if peaks.gflops <= 0 or peaks.gigabytes <= 0:
-        raise FormatError(f"{path}: peaks must be greater than nothing")
-    return peaks, layers
+        raise FormatError(f"{path}: no figures of `scaledyolo bench --layers --json` ({error!r})") from None
+
+
+def _is_of(row: Mapping[str, Any], names: Collection[str], size: tuple[int, int]) -> bool:
+    """Whether a row tells about the layers of a network with these nodes at this size."""
+    owners = [layer["name"] for layer in row.get("layers") or () if not layer["name"].startswith("(")]
+    return bool(owners) and names >= set(owners) and tuple(row["size"]) == size
