@@ -48,10 +48,12 @@ def budget_model(
     """The model whose parts and sizes a budget may choose from; arguments as those of ``Detector``.
 
     Raises:
-        UsageError: an exported network, which is fixed, or an ensemble (``several``).
+        UsageError: an exported or opened network, which is fixed, or an ensemble (``several``).
     """
     if several:
         raise UsageError("a budget chooses the input of one network; leave the ensemble out, or the budget")
+    if isinstance(model, Runnable):
+        raise UsageError(f"{model.facts.name}: a network that is open is fixed; a budget needs the checkpoint")
     if isinstance(model, (str, os.PathLike)) and is_artefact(model):
         raise UsageError(f"{os.fspath(model)}: an exported network is fixed; a budget needs the checkpoint")
     checkpoint = model if isinstance(model, Checkpoint) else load_model(model, names=names, download=download)

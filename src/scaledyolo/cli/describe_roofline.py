@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ class Roofline:
             UsageError: neither ``now`` nor a file.
             FormatError: the file does not hold what is needed.
         """
+        measured: dict[str, float] = {}
         if source == NOW:
-            peaks, measured = measure_peaks(), {}
+            peaks = measure_peaks()
         else:
             peaks, measured = read_peaks(Path(source), graph, (height, width))
         return cls(peaks, stage_roofs(group_costs(graph, height, width), peaks, measured))
@@ -133,7 +134,7 @@ def read_peaks(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Peaks, 
         raise FormatError(f"{path}: no figures of `scaledyolo bench --layers --json` ({error!r})") from None
 
 
-def _is_of(row: Mapping[str, Any], names: Collection[str], size: tuple[int, int]) -> bool:
+def _is_of(row: Mapping[str, Any], names: set[str], size: tuple[int, int]) -> bool:
     """Whether a row tells about the layers of a network with these nodes at this size."""
     owners = [layer["name"] for layer in row.get("layers") or () if not layer["name"].startswith("(")]
-    return bool(owners) and names >= set(owners) and tuple(row["size"]) == size
+    return bool(owners) and set(owners) <= names and tuple(row["size"]) == size
