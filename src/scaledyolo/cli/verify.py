@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from scaledyolo.cli.export import EXIT_UNVERIFIED, model_source, open_data
+from scaledyolo.cli.export import EXIT_UNVERIFIED, open_data
+from scaledyolo.cli.options import model_source
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Verify:
 
     artefact: tyro.conf.Positional[Path]
     """File or folder that `scaledyolo export` wrote."""
-    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
-    """The model: checkpoint (.safetensors), Darknet cfg and weights, or the name of official weights."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")] = ()
+    """The model: checkpoint, Darknet cfg and weights, or a name; by default what the artefact was exported from."""
     images: tuple[Path, ...] = ()
     """Photographs to compare on; by default built-in ones."""
     data: Path | None = None
@@ -30,7 +31,7 @@ class Verify:
     split: str = "val"
     """Split of it."""
     engine: str = "auto"
-    """What runs the artefact: auto is the runtime of its format; an ONNX file also runs in openvino."""
+    """What runs the artefact: auto is every installed runtime that may run it: ONNX Runtime and OpenVINO for ONNX."""
     names: Path | None = None
     """File with one class name a line, for Darknet models."""
     mark: bool = True
@@ -42,9 +43,11 @@ class Verify:
         from scaledyolo.export import verify
         from scaledyolo.model import load_model
 
+        against = load_model(model_source(self.against), names=self.names) if self.against else None
         report = verify(
             self.artefact,
-            load_model(model_source(self.against), names=self.names),
+            against,
+            names=self.names,
             images=self.images,
             data=open_data(self.data, self.split),
             engine=self.engine,
