@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from run_records import RunRecord
 
 from scaledyolo.checkpoint import Checkpoint
@@ -40,7 +39,7 @@ class Speed:
     version: str
     median_ms: float  # from the image to its detections
     p95_ms: float
-    network_ms: float  # of these the network, mean
+    network_ms: float  # of these the network, median
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Card:
         yield (
             "For scale: Yolo-Fastest-1.1-XL, with 0.92 M parameters but all 118,000 training images of COCO, has AP "
             "0.170 and AP50 0.339 on the same images as OpenCV imports it, 0.194 and 0.399 with Darknet's threshold. "
-            "So far do 2,546 images carry."
+            f"So far do {len(self.train):,} images carry."
         )
         yield ""
 
@@ -170,14 +169,6 @@ class Card:
             "The best epoch was chosen on the same images that the figures above come from, which flatters them a "
             f"little: in the last {len(last)} evaluations of the training AP was {min(last):.3f} to {max(last):.3f}."
         )
-        yield ""
-        yield "<details><summary>The recipe, every value</summary>"
-        yield ""
-        yield "```yaml"
-        yield yaml.safe_dump_all(record.document["recipes"], sort_keys=False, width=100).rstrip()
-        yield "```"
-        yield ""
-        yield "</details>"
         yield ""
 
     def _speed(self) -> Iterator[str]:

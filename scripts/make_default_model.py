@@ -5,20 +5,23 @@
 Writes ``src/scaledyolo/models/default.safetensors``, weights as float16, the same bytes for the same checkpoint, and
 ``docs/default_model.md`` with figures that are measured here, on the file that was written. ``--speed`` measures what
 it takes on this machine too, which should be quiet then. The folder of the run, with ``run.json`` and ``epochs.csv``,
-must lie around the checkpoint: where a model comes from is part of it.
+must lie around the checkpoint: where a model comes from is part of it. Recipe and network are written beside the card,
+so that the command there can be repeated.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 import tyro
+import yaml
 from default_model_card import Card, Measured, Speed, write_card
 from run_records import ROOT, SHARED, RunRecord, read_record
 
@@ -33,6 +36,7 @@ from scaledyolo.errors import CheckpointError, MissingPackageError, ScaledYoloEr
 from scaledyolo.evaluate.analysis import analyse
 from scaledyolo.evaluate.protocols import COCO
 from scaledyolo.evaluate.run import ground_truth, predict_views
+from scaledyolo.files import atomic_file
 from scaledyolo.train.machine import environment
 
 EXIT_ERROR: Final = 2
@@ -47,6 +51,8 @@ ENGINES: Final = {
     "torch": ("torch", False),
 }
 SPEED_ROUNDS: Final = 30
+# What is written beside the card, by the option of the training that reads it.
+SOURCE_FILES: Final = {"--recipe": "recipe", "--model": "network"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,33 @@ class Options:
     """The model card to write."""
     speed: bool = False
     """Measure the time of an image with each engine that is installed."""
+
+
+def write_sources(card: Path, record: RunRecord) -> RunRecord:
+    """Write recipe and network beside the card; returns the record with a command that names these files.
+
+    Raises:
+        CheckpointError: the training had several stages, or was never evaluated.
+    """
+    recipes = record.document["recipes"]
+    if len(recipes) != 1 or not record.curve:
+        raise CheckpointError(f"{record.folder}: {len(recipes)} stages, {len(record.curve)} evaluations; one is needed")
+    sources = {"--recipe": recipes[0], "--model": record.document["spec"]}
+    words = list(record.document["command"])
+    for option, content in sources.items():
+        path = card.with_name(f"{card.stem}_{SOURCE_FILES[option]}.yaml")
+        with atomic_file(path) as temporary:
+            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        words = with_option(words, option, str(path))
+    return replace(record, document={**record.document, "command": words})
+
+
+def with_option(words: Sequence[str], option: str, value: str) -> list[str]:
+    """A command line with one option set, where it stood or at the end."""
+    if option not in words:
+        return [*words, option, value]
+    place = list(words).index(option)
+    return [*words[: place + 1], value, *words[place + 2 :]]
 
 
 def shipped(checkpoint: Checkpoint, record: RunRecord, train: Dataset) -> Checkpoint:
@@ -123,17 +156,21 @@ def measure_speed(path: Path, image: np.ndarray) -> list[Speed]:
             detectors[name] = Detector(path, engine=engine, half=half)
         except (MissingPackageError, ScaledYoloError) as error:
             print(f"{name}: left out, {error}", file=sys.stderr)
-    runs = {name: (lambda detector=detector: detector.detect_batch([image])) for name, detector in detectors.items()}
+    runs: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, detector in detectors.items():
+        batch = np.zeros((1, 3, detector.height, detector.width), np.float32)
+        runs[name, "whole"] = partial(detector.detect_batch, [image])
+        runs[name, "network"] = partial(detector.network.run, batch)
     timings = interleaved(runs, rounds=SPEED_ROUNDS)
     return [
         Speed(
             name,
-            version=detectors[name].engine.version,
-            median_ms=timing.median_ms,
-            p95_ms=timing.p95_ms,
-            network_ms=detectors[name].times.milliseconds_per_image()["network"],
+            version=detector.engine.version,
+            median_ms=timings[name, "whole"].median_ms,
+            p95_ms=timings[name, "whole"].p95_ms,
+            network_ms=timings[name, "network"].median_ms,
         )
-        for name, timing in timings.items()
+        for name, detector in detectors.items()
     ]
 
 
@@ -142,6 +179,8 @@ def make(options: Options) -> None:
     checkpoint, record = load_checkpoint(options.checkpoint), read_record(options.checkpoint.parent)
     train, val = open_dataset(options.data, "train"), open_dataset(options.data, "val")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.card.parent.mkdir(parents=True, exist_ok=True)
+    record = write_sources(options.card.absolute(), record)
     save_checkpoint(options.out, shipped(checkpoint, record, train), dtype="float16")
     measured = measure(options.out, val)
     speeds = measure_speed(options.out, val.load_image(0)) if options.speed else []

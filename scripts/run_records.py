@@ -82,7 +82,8 @@ class RunRecord:
         """Processor, threads and precision in a phrase."""
         environment = self.document["environment"]
         precision = self.document["settings"]["precision"]
-        return f"{environment['processor']}, {environment['threads']} threads, {precision}"
+        threads = environment["threads"]
+        return f"{environment['processor']}, {threads} thread{'' if threads == 1 else 's'}, {precision}"
 
     @cached_property
     def result(self) -> Result | None:

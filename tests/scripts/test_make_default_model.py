@@ -19,9 +19,12 @@ from scaledyolo.classes import COCO_CATEGORY_IDS, COCO_NAMES
 from scaledyolo.cli import main as scaledyolo
 from scaledyolo.data.formats import open_dataset
 from scaledyolo.default_model import TITLE_KEY
+from scaledyolo.model import load_spec
+from scaledyolo.train.recipe import recipe_named
 from scaledyolo.weights import random_weights
 
 SIDE = 64
+COMMAND = "scaledyolo train --data coco_like --recipe card_recipe.yaml --model card_network.yaml"
 
 
 @pytest.fixture
@@ -73,8 +76,12 @@ def run(data, tmp_path, run_folder) -> Path:
     """The folder of a run with its best checkpoint."""
     folder = run_folder(
         tmp_path / "runs" / "train",
-        command=["/opt/bin/scaledyolo", "train", "--data", str(data), "--out", str(tmp_path / "runs")],
-    )
+        command=[
+            "/opt/bin/scaledyolo", "train", "--data", str(data), "--recipe", "/tmp/mine.yaml",
+            "--out", str(tmp_path / "runs"),
+        ],
+        spec=checkpoint(data).spec.to_dict(),
+    )  # fmt: skip
     save_checkpoint(folder / "best.safetensors", checkpoint(data))
     return folder
 
@@ -101,7 +108,7 @@ def test_the_file_is_half_as_large_loads_everywhere_and_says_where_it_comes_from
         made.provenance[TITLE_KEY] == "yolov4-tiny by scaledyolo, 80 classes, trained from scratch on 3 images of COCO"
     )
     assert (made.provenance["seed"], made.provenance["commit"]) == ("3", "0123456789abcdef")
-    assert made.provenance["command"] == "scaledyolo train --data coco_like"
+    assert made.provenance["command"] == COMMAND
     assert str(tmp_path).encode() not in out.read_bytes()
     for name, values in given.weights.items():
         # float16 keeps 11 bits; what has one dimension is kept whole.
@@ -111,7 +118,7 @@ def test_the_file_is_half_as_large_loads_everywhere_and_says_where_it_comes_from
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(maker, make, data, run, tmp_path):
     _, out, _ = make()
     other = tmp_path / "other.safetensors"
-    words = (str(run / "best.safetensors"), "--data", str(data), "--out", str(other), "--card", str(tmp_path / "o.md"))
+    words = (str(run / "best.safetensors"), "--data", str(data), "--out", str(other), "--card", str(tmp_path / "card.md"))
     subprocess.run([sys.executable, maker.__file__, *words], check=True, timeout=120)
     assert other.read_bytes() == out.read_bytes()
 
@@ -129,11 +136,18 @@ def test_the_card_has_the_figures_that_eval_measures_on_the_file(make, data, tmp
     assert f"| person | 3 | 2 | {person[0]:.3f} | {person[1]:.3f} |" in text
     assert "| toothbrush | 0 | 0 | - | - |" in text
     assert "3 boxes (33 %) are persons" in text
-    assert "$ scaledyolo train --data coco_like\n" in text
+    assert f"$ {COMMAND}\n" in text
     assert "Not measured with this build" in text
     assert str(tmp_path) not in text
     for word in ("Flickr", "CC BY 4.0", "Apache-2.0"):
         assert word in text
+
+
+def test_recipe_and_network_lie_beside_the_card_as_the_training_had_them(make, data):
+    _, _, card = make()
+    assert load_spec(card.with_name("card_network.yaml")) == checkpoint(data).spec
+    recipe = recipe_named(str(card.with_name("card_recipe.yaml")))
+    assert (recipe.name, recipe.batch) == ("small", 16)
 
 
 def test_speeds_are_measured_with_what_is_installed(make, maker, monkeypatch):
@@ -172,6 +186,12 @@ def test_values_beyond_float16_and_other_data_are_refused(make, data, run, capsy
     save_checkpoint(run / "best.safetensors", replace(whole, provenance=other))
     assert make()[0] == 2
     assert "not trained on" in capsys.readouterr().err
+
+
+def test_a_run_that_was_never_evaluated_is_refused(make, run, capsys):
+    (run / "epochs.csv").write_text("epoch,seconds\n1,3\n")
+    assert make()[0] == 2
+    assert "0 evaluations" in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_its_run_is_refused(make, run, capsys):
