@@ -88,9 +88,15 @@ class Candidate:
         return self.network.profile.inference_bytes(self.size, bytes_per_value)
 
     def spec(self) -> ModelSpec:
-        """The spec, valid and ready to be lowered."""
+        """The spec, valid and ready to be lowered; its anchors are the family's, in proportion to the size."""
+        base, ratio = self.network.spec, self.size / self.network.spec.size
         return replace(
-            self.network.spec, name=self.name, size=self.size, activation=self.activation, neck_activation=None
+            base,
+            name=self.name,
+            size=self.size,
+            activation=self.activation,
+            neck_activation=None,
+            anchors=tuple((round(width * ratio, 1), round(height * ratio, 1)) for width, height in base.anchors),
         )
 
 

@@ -1,19 +1,19 @@
-"""What stands in place of accuracy before anything was trained: compute, weighed, times what the geometry can reach.
+"""What stands in place of accuracy before anything was trained: what a network can see, times how much it works on it.
 
-Capacity is a number by which networks are ordered, 100 for YOLOv4-CSP at 640 pixels. It is
+Capacity is a number by which networks are ordered, 100 for YOLOv4-CSP at 640 pixels on COCO. It is a product that
+follows the paper's order. What is decided first, {input size, stages}, decides what can be *seen*: a box of A cells of
+the finest map counts A / (A + 1.5), and less where it is larger than the receptive field of the coarsest head. What is
+decided next, {depth, width}, decides the *work* for each pixel: its multiply-accumulates to the power 0.158. Three
+factors near 1 are for the family, the activation, and depth and width out of balance.
 
-    100 * reach * (effective GMACs / those of YOLOv4-CSP at 640) ** EXPONENT
+Each constant comes from one published experiment in which everything else was held alike; the tests repeat that
+arithmetic, and hold the result against networks that were not used: CSP at 512 and the P5 and P6 of the paper come out
+within 2 % of their published AP beside CSP at 640, P7, for which compute helped less, 5 % too high.
 
-*Effective* MACs are those of the convolutions times three factors: what a MAC of the family was worth, what Mish adds,
-and how far depth and width are out of balance. Each constant comes from one published experiment in which everything
-else was held alike, and the test of this module repeats that arithmetic. *Reach* is the mean over the boxes of how much
-of one the network can see: all of it, unless its shorter side is below the finest stride (then several objects share a
-cell) or its longer side is above the receptive field of the coarsest head.
-
-What it does not claim: that a capacity of 60 will give any particular AP; that two networks whose capacities differ by
-a few points will finish in that order; anything about data unlike COCO, short training or few images, where a smaller
-network is often the better one. It only says which of two networks has more to work with. Only training and evaluating
-both tells which is better.
+What it does not claim: that a capacity of 60 will give any particular AP on your data; that two networks whose
+capacities differ by a few points will finish in that order; anything about few images or short training, where a
+smaller network is often the better one. It says which of two networks has more to work with. Only training and
+evaluating both tells which is better.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from scaledyolo.arch.zoo import ANCHORS_V4
 from scaledyolo.design.candidates import Candidate, Network
 from scaledyolo.errors import DataError
 
@@ -35,25 +34,32 @@ if TYPE_CHECKING:
 
 Values = npt.NDArray[np.float64]
 
-# YOLOv4-CSP at 640 pixels, by which capacity is scaled.
-REFERENCE_GMACS: Final = 60.1198592
+# Sizes of COCO's boxes: the square roots of their areas as shares of the long side of the image, in the middle of each
+# tenth of the boxes (2,619 boxes of val2017), and how much longer their long side is in the middle.
+_COCO_ROOTS: Final = (0.018, 0.030, 0.041, 0.056, 0.077, 0.107, 0.149, 0.213, 0.303, 0.524)
+_COCO_ELONGATION: Final = 1.28
+COCO_BOXES: Final[Values] = np.outer(_COCO_ROOTS, (_COCO_ELONGATION, 1 / _COCO_ELONGATION))
 
-# YOLOv7, Table 1: three networks re-trained alike reach AP 24.9 (tiny at 416), 30.8 (csp-s at 320) and 50.3 (csp at
-# 640). The last two give the exponent, the first what a MAC of a tiny network is worth beside one of a CSP network.
-EXPONENT: Final = 0.134
-TINY_WORTH: Final = 0.152
+# YOLOv4 at 320, 416, 512 and 608 pixels has AP 38.0, 41.2, 43.0 and 43.5 (YOLOv4, Table 8; Darknet's table of models):
+# with COCO's boxes, A / (A + 1.5) gives these ratios within 2 %.
+HALF_SEEN_CELLS: Final = 1.5
+# YOLOv7, Table 1: three networks re-trained alike have AP 24.9 (tiny at 416), 30.8 (csp-s at 320) and 50.3 (csp at
+# 640). The last two, with sizes and balance accounted for, give the exponent, the first the factor of the tiny family.
+EXPONENT: Final = 0.158
+TINY_WORTH: Final = 0.916
 # YOLOv4, Table 3: CSPDarknet53 classifies 77.8 % with leaky and 78.7 % with Mish. No such figure is published for
 # Swish, which is taken for Mish's equal.
-SMOOTH_WORTH: Final = 1.09
-# YOLOv7, Table 3: one network scaled to about equal cost by width alone 52.4, by depth alone 52.7, by both 52.9. Out of
-# balance by a factor 2 from depth = 1.2 width, a MAC loses a tenth of its worth.
-IMBALANCE: Final = 0.096
+SMOOTH_WORTH: Final = 78.7 / 77.8
+# YOLOv7, Table 3: scaled to about equal cost by width alone 52.4, by depth alone 52.7, by both (depth 1.5, width 1.25)
+# 52.9: so much is lost for each squared doubling of depth over width.
+IMBALANCE: Final = 0.0129
 _BALANCED: Final = math.log2(1.5 / 1.25)
 _DEPTH_OF_P5: Final = 15 / 8  # beside YOLOv4-CSP, whose depth counts as 1
 
-# Sizes of boxes as shares of the side of the input, where no data set is given: COCO's, in the nine sizes that
-# YOLOv4's anchors gather them in at 512 pixels.
-COCO_BOXES: Final[Values] = np.array(ANCHORS_V4) / 512
+# YOLOv4-CSP at 640 pixels, which has capacity 100.
+_REFERENCE_SIZE: Final = 640
+_REFERENCE_MACS: Final = 60_119_859_200
+_REFERENCE_STRIDE: Final = 8
 _MOST_BOXES = 1000  # of a data set; quantiles of the sizes do as well as all of them
 
 
@@ -74,12 +80,17 @@ def boxes_of(dataset: Dataset) -> Values:
     return chosen
 
 
-def effective_gmacs(candidate: Candidate) -> float:
-    """Giga multiply-accumulates for one image, weighed by what published experiments found them worth."""
-    worth = TINY_WORTH if _is_tiny(candidate.network) else _balance(candidate.network)
-    if candidate.activation in ("mish", "swish"):
-        worth *= SMOOTH_WORTH
-    return worth * candidate.macs / 1e9
+def seen(boxes: Values, size: int, finest_stride: int, receptive_field: float) -> float:
+    """How much of boxes (m, 2), given as shares of an input side of ``size`` pixels, a network sees: mean, 0 to 1."""
+    cells = boxes.prod(axis=1) * (size / finest_stride) ** 2
+    inside = np.minimum(receptive_field / (boxes.max(axis=1) * size), 1)
+    return float((cells / (cells + HALF_SEEN_CELLS) * inside).mean())
+
+
+def worth(candidate: Candidate) -> float:
+    """The factor for family, activation, and balance of depth and width; about 1."""
+    factor = TINY_WORTH if _is_tiny(candidate.network) else _balance(candidate.network)
+    return factor * (1.0 if candidate.activation in ("mish", "swish") else 1 / SMOOTH_WORTH)
 
 
 def _is_tiny(network: Network) -> bool:
@@ -87,7 +98,7 @@ def _is_tiny(network: Network) -> bool:
 
 
 def _balance(network: Network) -> float:
-    """What a MAC is worth by the ratio of depth to width: 1 at its best."""
+    """What is left by the ratio of depth to width: 1 at its best."""
     depth = float(network.depth) * (_DEPTH_OF_P5 if network.family.startswith("p") else 1)
     return math.exp(-IMBALANCE * (math.log2(depth / float(network.width)) - _BALANCED) ** 2)
 
@@ -96,20 +107,14 @@ def capacities(candidates: Sequence[Candidate], boxes: Values = COCO_BOXES) -> V
     """(n,) capacity of each candidate for boxes (m, 2) given as shares of the side of the input."""
 
     @cache
-    def reached(size: int, finest: int, field: int) -> float:
-        return reach(boxes, size, finest, field)
+    def seen_by(size: int, finest_stride: int, field: int) -> float:
+        return seen(boxes, size, finest_stride, field)
 
-    return np.array(
-        [
-            100
-            * reached(one.size, one.network.profile.strides[0], one.network.receptive_field)
-            * (effective_gmacs(one) / (REFERENCE_GMACS * SMOOTH_WORTH)) ** EXPONENT
-            for one in candidates
-        ]
-    )
-
-
-def reach(boxes: Values, size: int, finest_stride: int, receptive_field: int) -> float:
-    """Mean over boxes (m, 2), given in shares of ``size`` pixels, of how much of each a network can see: 0 to 1."""
-    shorter, longer = boxes.min(axis=1) * size, boxes.max(axis=1) * size
-    return float((np.minimum(shorter / finest_stride, 1) * np.minimum(receptive_field / longer, 1)).mean())
+    reference = seen(COCO_BOXES, _REFERENCE_SIZE, _REFERENCE_STRIDE, math.inf)
+    view = [
+        seen_by(one.size, one.network.profile.strides[0], one.network.receptive_field) / reference for one in candidates
+    ]
+    work = np.array([one.macs / one.size**2 for one in candidates]) / (_REFERENCE_MACS / _REFERENCE_SIZE**2)
+    factors = np.array([worth(one) for one in candidates])
+    capacity: Values = 100 * np.array(view) * factors * work**EXPONENT
+    return capacity

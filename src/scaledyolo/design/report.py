@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from scaledyolo.design.capacity import Values, reach
+from scaledyolo.design.capacity import Values, seen
 from scaledyolo.design.search import Answer, Measured
 
 _MOST_DOTS: Final = 3000  # predicted networks in the picture
@@ -100,8 +100,8 @@ def why(answer: Answer, boxes: Values) -> list[str]:
             f"The next more capable that was measured, {better.candidate.name}, takes {better.median_ms:.1f} ms."
         )
     lines.append(
-        f"Capacity orders networks by weighed compute and by what they can see (yolov4-csp at 640 is 100); it is no "
-        f"accuracy. {network.spec.name} at {size} still has to be trained."
+        f"Capacity orders networks by what they can see and how much they work on it (yolov4-csp at 640 is 100); it is "
+        f"no accuracy. {network.spec.name} at {size} still has to be trained."
     )
     return lines
 
@@ -123,11 +123,12 @@ def _reason(answer: Answer) -> str:
 def _view(chosen: Measured, boxes: Values) -> str:
     network, size = chosen.candidate.network, chosen.candidate.size
     finest = network.profile.strides[0]
-    seen = reach(boxes, size, finest, network.receptive_field)
+    share = seen(boxes, size, finest, network.receptive_field)
+    middle = float(np.sqrt(np.median(boxes.prod(axis=1)))) * size
     return (
-        f"Its cells are {finest} pixels at the finest and see {network.receptive_field} pixels at the coarsest; the "
-        f"boxes are {boxes.min() * size:.0f} to {boxes.max() * size:.0f} pixels at {size}, of which it reaches "
-        f"{100 * seen:.1f} %."
+        f"Its cells are {finest} pixels at the finest and see {network.receptive_field} pixels at the coarsest; at "
+        f"{size} pixels half of the boxes are larger than {middle:.0f}, the largest is {boxes.max() * size:.0f}; "
+        f"{100 * share:.0f} % of the boxes counts as seen."
     )
 
 
@@ -160,7 +161,7 @@ def draw(answer: Answer, path: Path) -> None:
         axes.set_ylabel("capacity (yolov4-csp at 640 is 100; no accuracy)")
         axes.set_title(f"{answer.chosen.candidate.name} for {answer.budget}")
         axes.legend(loc="upper left")
-        figure.text(0.995, 0.005, str(answer.device), ha="right", va="bottom", fontsize=8, color=_GREY)
+        figure.supxlabel(str(answer.device), x=0.99, ha="right", fontsize=8, color=_GREY)
         with output_errors(path):
             figure.savefig(path, dpi=150)
 
