@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaledyolo.bench.timing import MIN_ROUNDS, Timing, interleaved, quantile
@@ -32,11 +32,13 @@ class FakeClock:
         return run
 
 
+@settings(deadline=None)
 @given(milliseconds, st.floats(0, 1))
 def test_quantiles_are_those_of_numpy(values: list[float], fraction: float) -> None:
     assert quantile(values, fraction) == pytest.approx(np.quantile(values, fraction), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(milliseconds)
 def test_a_timing_has_median_tail_and_spread(values: list[float]) -> None:
     timing = Timing(tuple(values))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from scaledyolo.errors import UsageError
+
+Key = TypeVar("Key")
+Sample = TypeVar("Sample")
 
 MIN_ROUNDS: Final = 3  # below it a median says nothing; a budget of seconds does not go below it either
 
@@ -78,25 +82,59 @@ def interleaved(
     Raises:
         UsageError: fewer than one round, or a negative warm-up.
     """
-    if rounds < 1:
-        raise UsageError(f"{rounds} rounds measure nothing; use {MIN_ROUNDS} or more")
-    if warmup < 0:
-        raise UsageError(f"a warm-up of {warmup} rounds makes no sense; use 0 or more")
-    names = list(runs)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+
+    def timed(run: Callable[[], object]) -> float:
+        before = clock()
+        run()
+        return 1e3 * (clock() - before)
+
+    measures = {name: partial(timed, run) for name, run in runs.items()}
+    samples = interleaved_samples(measures, rounds=rounds, warmup=warmup, seconds=seconds, clock=clock)
+    return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def interleaved_samples(
+    measures: Mapping[Key, Callable[[], Sample]],
+    *,
+    rounds: int = 30,
+    warmup: int = 3,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Key, list[Sample]]:
+    """Like :func:`interleaved`, for candidates that measure themselves, in other processes for example.
+
+    Returns:
+        What the calls of each candidate returned, round by round, without the warm-up.
+
+    Raises:
+        UsageError: fewer than one round, or a negative warm-up.
+    """
+    check_rounds(rounds, warmup)
+    names = list(measures)
+    samples: dict[Key, list[Sample]] = {name: [] for name in names}
     start = clock()
     for done in range(warmup):
         if done and seconds is not None and clock() - start >= seconds:
             break
-        for run in runs.values():
-            run()
+        for measure in measures.values():
+            measure()
     start = clock()
     for done in range(rounds):
         if done >= MIN_ROUNDS and seconds is not None and clock() - start >= seconds:
             break
         turn = done % max(len(names), 1)
         for name in names[turn:] + names[:turn]:
-            before = clock()
-            runs[name]()
-            samples[name].append(1e3 * (clock() - before))
-    return {name: Timing(tuple(values)) for name, values in samples.items()}
+            samples[name].append(measures[name]())
+    return samples
+
+
+def check_rounds(rounds: int, warmup: int) -> None:
+    """Refuse numbers of rounds that make no sense.
+
+    Raises:
+        UsageError: fewer than one round, or a negative warm-up.
+    """
+    if rounds < 1:
+        raise UsageError(f"{rounds} rounds measure nothing; use {MIN_ROUNDS} or more")
+    if warmup < 0:
+        raise UsageError(f"a warm-up of {warmup} rounds makes no sense; use 0 or more")

@@ -1,0 +1,123 @@
+"""What is measured: the networks that a user names, as files that every process of the benchmark can open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaledyolo.arch.cost import cost
+from scaledyolo.arch.graph import Graph
+from scaledyolo.checkpoint import Checkpoint, save_checkpoint
+from scaledyolo.classes import default_category_ids, default_names
+from scaledyolo.errors import UsageError
+from scaledyolo.model import load_graph, load_model
+from scaledyolo.runnable import is_artefact, read_facts
+from scaledyolo.weights import Weights, random_weights
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be opened by its files."""
+
+    name: str  # as the user wrote it, without folders
+    files: tuple[str, ...]  # one path, or cfg and weights
+    height: int  # pixels, by default
+    width: int
+    graph: Graph | None  # None for an exported file, which has no graph
+    random: bool = False  # whether its weights mean nothing
+    precision: str | None = None  # of an exported file that computes in one only
+
+    def at(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Height and width for a wish, None meaning its own.
+
+        Raises:
+            SpecError: not a multiple of the largest stride, or the network was exported for another size.
+        """
+        height, width = size or (self.height, self.width)
+        if self.graph is not None:
+            self.graph.check_size(height, width)
+        else:
+            read_facts(Path(self.files[0])).check_size(height, width)
+        return height, width
+
+    def gflop(self, height: int, width: int) -> float | None:
+        """Giga floating-point operations of one image, 2 per multiply-add; None for an exported file."""
+        return None if self.graph is None else cost(self.graph, height, width).gflops
+
+    @property
+    def params(self) -> int | None:
+        """Learned values; None for an exported file."""
+        return None if self.graph is None else cost(self.graph).params
+
+    def load(self) -> tuple[Graph, Weights]:
+        """Graph and weights, for writing them in other formats.
+
+        Raises:
+            UsageError: an exported file, which has neither.
+        """
+        if self.graph is None:
+            raise UsageError(f"{self.name} is exported: rivals need the model that it comes from")
+        checkpoint = load_model(self.files[0] if len(self.files) == 1 else (self.files[0], self.files[1]))
+        return checkpoint.graph, dict(checkpoint.weights)
+
+
+def pair_up(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """Models from the words of a command line: a .cfg with the .weights after it is one model.
+
+    Raises:
+        UsageError: no model, or a .weights file without its cfg.
+    """
+    models: list[tuple[str, ...]] = []
+    for word in words:
+        if word.lower().endswith(".weights") and models and models[-1][-1].lower().endswith(".cfg"):
+            models[-1] = (models[-1][0], word)
+        else:
+            models.append((word,))
+    if not models:
+        raise UsageError("name at least one model: a zoo name, a checkpoint, cfg and weights, or an exported file")
+    return models
+
+
+def open_network(model: tuple[str, ...], folder: Path) -> Network:
+    """A network from what a user names.
+
+    Args:
+        model: a zoo name, a spec file or a cfg alone (random weights: speed does not depend on them), a checkpoint, a
+            Darknet pair, or an exported file.
+        folder: where random weights are put.
+
+    Raises:
+        ScaledYoloError: there is no such model, or it is damaged.
+    """
+    path = Path(model[0])
+    if len(model) == 1 and is_artefact(path):
+        facts = read_facts(path)
+        precision = None if facts.quantisation is None else facts.quantisation.precision
+        return Network(path.name, model, facts.height, facts.width, None, precision=precision)
+    graph = load_graph(path.with_suffix(".cfg") if path.suffix.lower() == ".weights" else path)
+    if len(model) == 1 and _has_no_weights(path):
+        name = path.name if path.suffix else graph.name
+        file = folder / f"{len(list(folder.iterdir()))}-{graph.name}.safetensors"
+        save_checkpoint(file, random_checkpoint(graph))
+        return Network(name, (str(file),), graph.height, graph.width, graph, random=True)
+    return Network(path.name, model, graph.height, graph.width, graph)
+
+
+def _has_no_weights(path: Path) -> bool:
+    if path.suffix.lower() == ".cfg":
+        return not path.with_suffix(".weights").is_file()
+    return path.suffix.lower() not in (".safetensors", ".weights")
+
+
+def random_checkpoint(graph: Graph) -> Checkpoint:
+    """A model of random weights."""
+    return Checkpoint(
+        graph=graph,
+        weights=random_weights(graph, np.random.default_rng(0)),
+        class_names=default_names(graph.num_classes),
+        category_ids=default_category_ids(graph.num_classes),
+        provenance={"source": "random weights of a benchmark"},
+    )

@@ -1,0 +1,113 @@
+"""The benchmark: everybody who runs a network at one size and batch, in turns, beside a matrix product."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from scaledyolo.bench.entrants import Gemms, Setting, check_engines, entrants, read_precisions
+from scaledyolo.bench.networks import open_network, pair_up
+from scaledyolo.bench.rounds import Effort, measure
+from scaledyolo.bench.rows import Row
+from scaledyolo.bench.timing import check_rounds
+from scaledyolo.errors import SourceError, UsageError
+
+_PICTURE: Final = (480, 640)  # height and width of the picture that is made where none is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure and how."""
+
+    engines: tuple[str, ...] = ("all",)
+    precisions: tuple[str, ...] = ()  # none: what each engine computes natively
+    sizes: tuple[tuple[int, int], ...] = ()  # (height, width); none: each network's own
+    batches: tuple[int, ...] = (1,)
+    device: str = "cpu"
+    threads: int | None = None  # None: the physical cores that this process may use
+    rounds: int = 30
+    warmup: int = 3
+    seconds: float | None = None  # for the rounds of one network at one size and batch
+    end_to_end: bool = False
+    layers: bool = False
+    image: Path | None = None  # None: a picture is made
+    darknet: str | None = None  # a binary
+
+
+def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] = lambda text: None) -> list[Row]:
+    """Measure networks.
+
+    Args:
+        models: as on the command line: zoo names, checkpoints, ``x.cfg x.weights``, exported files.
+        options: what to measure and how.
+        tell: is told what is being measured.
+
+    Returns:
+        One row for each way to run each network; one that failed says why.
+
+    Raises:
+        ScaledYoloError: a model, size, engine, precision or image that does not exist: nothing was measured.
+    """
+    check_engines(options.engines, options.device)
+    check_rounds(options.rounds, options.warmup)
+    precisions = read_precisions(options.precisions)
+    if min(options.batches, default=0) < 1:
+        raise UsageError("a batch has one image or more")
+    threads = physical_cores() if options.threads is None else options.threads
+    if threads < 1:
+        raise UsageError(f"{threads} threads make no sense; use 1 or more")
+    effort = Effort(options.rounds, options.warmup, options.seconds)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="scaledyolo-bench-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        networks = [open_network(model, folder) for model in pair_up(models)]
+        plan = [
+            (network, *network.at(size), batch)
+            for network in networks
+            for size in (options.sizes or (None,))
+            for batch in options.batches
+        ]
+        image = _picture(options.image, folder)
+        gemms = stack.enter_context(contextlib.closing(Gemms(options.device, threads)))
+        for network, height, width, batch in plan:
+            setting = Setting(network, height, width, batch, threads, options.device, image, folder)
+            tell(f"{network.name} at {height}x{width}, batch {batch}")
+            who = entrants(setting, options.engines, precisions, end_to_end=options.end_to_end, darknet=options.darknet)
+            rows += measure(setting, who, gemms, effort, layers=options.layers)
+    return rows
+
+
+def physical_cores() -> int:
+    """Cores that this process may use; two threads of one core count once where Linux tells."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    siblings = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text() if path.is_file() else str(cpu))
+    return max(len(siblings), 1)
+
+
+def _picture(image: Path | None, folder: Path) -> Path:
+    """The picture for those who start from a file: the user's, or a made one with edges, gradients and noise."""
+    from scaledyolo.sources import read_image
+
+    if image is not None:
+        read_image(image)
+        return image.resolve()
+    import cv2
+
+    from scaledyolo.engines.faithful import scene
+
+    pixels = (255 * scene(3, *_PICTURE, seed=0)).round().astype("uint8").transpose(1, 2, 0)
+    path = folder / "picture.jpg"
+    if not cv2.imwrite(str(path), pixels):
+        raise SourceError(f"{path} cannot be written; give a picture with --image")
+    return path

@@ -1,0 +1,140 @@
+"""`scaledyolo bench`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from scaledyolo.errors import UsageError
+
+if TYPE_CHECKING:
+    from scaledyolo.bench.rows import Row
+
+EXIT_INCOMPLETE = 1
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+# Wide enough for every column where the output is no terminal.
+_FILE_WIDTH = 160
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure how fast networks run here, in turns, beside a matrix product of the same machine.
+
+    Each engine has a process of its own; each round runs all of them in another order. Times are medians.
+    """
+
+    model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
+    """Zoo names (random weights), checkpoints, Darknet cfg and weights one after the other, exported files."""
+    engines: tuple[str, ...] = ("all",)
+    """all that are installed, auto (what a detector chooses), or openvino, onnxruntime, torch, opencv."""
+    sizes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SIDE | HEIGHTxWIDTH")] = ()
+    """Network inputs in pixels; by default each model's own."""
+    batch: tuple[int, ...] = (1,)
+    """Images at a time."""
+    precision: tuple[str, ...] = ()
+    """f32, bf16 or f16; by default all that an engine computes natively. Rivals compute in f32."""
+    end_to_end: bool = False
+    """Also measure from an image file to detections, with the share of each stage."""
+    layers: bool = False
+    """Also time every layer: what it achieves, and whether arithmetic or memory holds it up."""
+    image: Path | None = None
+    """Picture for --end-to-end; by default one is made."""
+    device: str = "cpu"
+    """Where engines run: cpu, cuda, or Intel's gpu and npu."""
+    threads: int | None = None
+    """CPU threads of each; by default one for each physical core."""
+    rounds: int = 30
+    """Samples of each."""
+    warmup: int = 3
+    """Rounds before that are not counted."""
+    seconds: float | None = None
+    """End the rounds of one network, size and batch after this time, but not before three."""
+    rival_darknet: str | None = None
+    """A darknet binary that runs the same network with the same weights."""
+    json: bool = False
+    """Print a list of rows as JSON instead of tables."""
+    plot: Path | None = None
+    """Also draw latency and throughput into this file (.png, .svg, .pdf); with --layers a roofline beside it."""
+
+    def run(self) -> int:
+        from scaledyolo.bench.run import Options, bench
+
+        if self.plot is not None:
+            from scaledyolo.bench.plot import check_plot
+
+            check_plot(self.plot)
+        rows = bench(
+            self.model,
+            Options(
+                engines=listed(self.engines),
+                precisions=listed(self.precision),
+                sizes=tuple(sides(word) for word in listed(self.sizes)),
+                batches=self.batch,
+                device=self.device,
+                threads=self.threads,
+                rounds=self.rounds,
+                warmup=self.warmup,
+                seconds=self.seconds,
+                end_to_end=self.end_to_end,
+                layers=self.layers,
+                image=self.image,
+                darknet=self.rival_darknet,
+            ),
+            tell=_tell,
+        )
+        if all(row.error for row in rows):
+            raise UsageError(f"nothing could be measured: {'; '.join(dict.fromkeys(row.error for row in rows))}")
+        if self.json:
+            print(json.dumps([row.to_dict() for row in rows], indent=1))
+        else:
+            _print(rows)
+        if self.plot is not None:
+            self._draw(rows, self.plot)
+        return EXIT_INCOMPLETE if any(row.error for row in rows) else 0
+
+    def _draw(self, rows: list[Row], path: Path) -> None:
+        from scaledyolo.bench.plot import draw
+
+        for written in draw(rows, path):
+            if not self.json:
+                print(f"plot in {written}")
+
+
+def listed(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Values that may be separated by commas as well as by spaces."""
+    return tuple(part for word in words for part in word.split(",") if part)
+
+
+def sides(word: str) -> tuple[int, int]:
+    """Height and width from `640` or `384x640`.
+
+    Raises:
+        UsageError: something else.
+    """
+    found = _SIZE.fullmatch(word)
+    if found is None or not int(found[1]):
+        raise UsageError(f"--sizes takes sides or HEIGHTxWIDTH in pixels, like 416 or 384x640, got {word!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _print(rows: list[Row]) -> None:
+    import sys
+
+    from rich.console import Console
+
+    from scaledyolo.bench.report import print_report
+
+    print_report(rows, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH))
+
+
+def _tell(text: str) -> None:
+    """Say on standard error what is being measured, where somebody looks."""
+    import sys
+
+    if sys.stderr.isatty():
+        print(f"measuring {text} ...", file=sys.stderr)
