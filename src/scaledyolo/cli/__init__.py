@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "anchors": ("anchors", "Anchors", "fit anchor boxes to a data set"),
     "recipes": ("recipes", "Recipes", "list the training recipes, or print one"),
     "eval": ("eval", "Eval", "measure a model on a data set and report what goes wrong"),
+    "bench": ("bench", "Bench", "measure how fast networks run on this machine, engine by engine"),
     "convert": ("convert", "Convert", "bring Darknet and PyTorch weights to a safe file, or back to Darknet"),
     "export": ("export", "Export", "write a model for another runtime, proven to compute the same"),
     "verify": ("verify", "Verify", "compare an exported model with the model it comes from"),
