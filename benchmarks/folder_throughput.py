@@ -67,19 +67,19 @@ def make_photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def quiet_checkpoint(name: str, photo: Path) -> Checkpoint:
-    """Random weights that give a number of candidates as trained ones do."""
+def quiet_checkpoint(name: str, photos: list[Path]) -> Checkpoint:
+    """Random weights that give a number of candidates as trained ones do, on average over some photos."""
     graph = lower(ZOO[name])
     weights = random_weights(graph, np.random.default_rng(0))
-    checkpoint = Checkpoint(graph=graph, weights=weights, class_names=COCO_NAMES)
-    detector = Detector(checkpoint, engine="onnxruntime")
-    canvas, _ = detector._place(read_image(photo))
-    maps = detector.views[0].run(inputs_of(detector.views, [canvas])[0])
-    planes = []
-    for head, detect in zip(maps, graph.detects, strict=True):
-        planes.append(head.reshape(len(detect.mask), detect.num_outputs, -1)[:, 4])
-    rows = np.concatenate([plane.ravel() for plane in planes])
-    shift = np.float32(1.0 - np.partition(rows, -CANDIDATES)[-CANDIDATES])
+    detector = Detector(Checkpoint(graph=graph, weights=weights, class_names=COCO_NAMES), engine="onnxruntime")
+    objectness = []
+    for photo in photos:
+        canvas, _ = detector._place(read_image(photo))
+        maps = detector.views[0].run(inputs_of(detector.views, [canvas])[0])
+        for raw, detect in zip(maps, graph.detects, strict=True):
+            objectness.append(raw.reshape(len(detect.mask), detect.num_outputs, -1)[:, 4].ravel())
+    # Random classes leave a box nearly all of its objectness, so this is about where the score is the threshold.
+    shift = np.float32(-0.3 - np.sort(np.concatenate(objectness))[-CANDIDATES * len(photos)])
     for head, detect in zip(graph.heads, graph.detects, strict=True):
         bias = weights[f"{head.inputs[0]}.bias"] = weights[f"{head.inputs[0]}.bias"].copy()
         bias.reshape(len(detect.mask), detect.num_outputs)[:, 4] += shift
@@ -109,7 +109,7 @@ def main(options: Options) -> int:
         else:
             found = (path for path in options.photos.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             paths = list(itertools.islice(itertools.cycle(sorted(found)), options.images))
-        model = options.model or quiet_checkpoint(options.network, paths[0])
+        model = options.model or quiet_checkpoint(options.network, paths[:: max(1, len(paths) // 12)])
         detector = Detector(model, size=options.size, threads=options.threads)
         rate = measure(detector, paths, options, Path(name))
         if options.memory:

@@ -10,10 +10,10 @@ import copy
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from scaledyolo.budgeted import Budgeted
-    from scaledyolo.sources import Frame
+    from scaledyolo.sources import Frame, FrameSource, Mode
 
 RgbImage = npt.NDArray[np.uint8]
 
 STAGES = ("resize", "network", "decode", "suppress")
+MAX_LANES: Final = 32  # images in work at once; beyond, memory costs more than threads gain
 
 
 @dataclass
@@ -74,8 +75,9 @@ class Detector:
         multi_label: whether a box counts once for every class above ``confidence`` (evaluation).
         engine: "auto" (the fastest that is installed), "openvino", "onnxruntime" or "torch".
         device: "auto", "cpu", "cuda", or Intel's "gpu" and "npu".
-        half: whether the network computes in half precision (bfloat16 on a CPU); None: where that is faster and was
-            measured to make no difference to this network.
+        half: whether the network computes in half precision (bfloat16 on a CPU). None: where that is faster and was
+            measured to be faithful to this network (:mod:`scaledyolo.engines.faithful`), once, when it is first opened
+            on a machine; boxes then move by fractions of a pixel. False: float32, to compare with other programs.
         threads: threads of the engine on a CPU; by default all cores.
         names: class names or a file with one a line; by default those in the checkpoint or beside the cfg.
         download: whether official weights that are not in the cache may be fetched.
@@ -107,7 +109,7 @@ class Detector:
         multi_label: bool = False,
         engine: str = "auto",
         device: str = "auto",
-        half: bool | None = False,
+        half: bool | None = None,
         threads: int | None = None,
         names: str | os.PathLike[str] | Sequence[str] | None = None,
         download: bool = False,
@@ -135,8 +137,10 @@ class Detector:
         self.names = facts.class_names
         self.category_ids = facts.category_ids
         self.height, self.width = (size, size) if isinstance(size, int) else size or (facts.height, facts.width)
-        networks = (self.network, *(open_one(other) for other in ensemble))
-        self.views = views_of(networks, self.height, self.width, tta=tta)
+        self._networks = (self.network, *(open_one(other) for other in ensemble))
+        self._tta = tta
+        self.views = views_of(self._networks, self.height, self.width, tta=tta)
+        self.threads = threads
         if facts.nms is not None and (confidence < facts.nms.confidence or multi_label):
             raise UsageError(
                 f"{facts.name}: suppression is part of this exported network, with one class a box and confidence "
@@ -151,6 +155,7 @@ class Detector:
         self.multi_label = multi_label
         self.times = StageTimes()
         self._lock = threading.Lock()
+        self._several: tuple[Runnable, ...] | None = None  # the networks for throughput, once they are asked for
         self._names_array = np.array(self.names)
         array_namespace(self._names_array)  # imports what decoding needs here, not in the time of the first image
         self.budget: Budgeted | None = None
@@ -203,39 +208,77 @@ class Detector:
         self._count(len(images), clock)
         return result
 
-    def stream(self, source: Any, *, batch: int = 1, **options: Any) -> Iterator[tuple[Frame, sv.Detections]]:
+    def stream(
+        self, source: Any, *, batch: int = 1, mode: Mode = "auto", **options: Any
+    ) -> Iterator[tuple[Frame, sv.Detections]]:
         """Detect in every frame of a file, folder, glob, video, camera or stream, as it comes.
 
         Args:
             source: anything that :func:`scaledyolo.sources.open_source` opens.
             batch: frames that go through the network at once.
+            mode: "latency": one frame after the other, each with all cores; "throughput": several at once, each on its
+                share of them; "auto": throughput for folders, lists and video files, latency for the rest.
             options: passed to ``open_source``.
 
         Yields:
-            (frame, detections) in order; frames that could not be read are left out (``open_source`` shows them).
+            (frame, detections) in order; frames that could not be read are left out (:meth:`watch` shows them).
         """
         from scaledyolo.sources import open_source
 
-        waiting: list[Frame] = []
-        for frame in open_source(source, **options):
-            if frame.image is not None:
-                waiting.append(frame)
-            if len(waiting) == batch:
-                yield from zip(waiting, self._detect_frames(waiting), strict=True)
-                waiting = []
-        if waiting:
-            yield from zip(waiting, self._detect_frames(waiting), strict=True)
+        for frame, found in self.watch(open_source(source, **options), batch=batch, mode=mode):
+            if found is not None:
+                yield frame, found
 
-    def _detect_frames(self, frames: Sequence[Frame]) -> list[sv.Detections]:
-        return self.detect_batch([frame.image for frame in frames if frame.image is not None])
+    def watch(
+        self,
+        source: FrameSource,
+        *,
+        batch: int = 1,
+        mode: Mode = "auto",
+        detect: Callable[[Detector, list[RgbImage]], list[sv.Detections]] | None = None,
+    ) -> Generator[tuple[Frame, sv.Detections | None], None, None]:
+        """Like :meth:`stream` for a source that is open; a frame with an error comes with None.
+
+        Args:
+            source: where the frames come from; it is left open.
+            batch: see :meth:`stream`, as for ``mode``.
+            detect: what to do with images, given the detector for the mode; by default :meth:`detect_batch`.
+        """
+        from scaledyolo.sources import frames_with_results, settle_mode
+
+        throughput = settle_mode(mode, source.kind) == "throughput"
+        if self.budget is not None:
+            if mode == "throughput":
+                raise UsageError('a budget is time for one image, so it needs all cores for it; use mode "latency"')
+            throughput = False
+        detector = self.for_throughput() if throughput else self
+        look = partial(detect or Detector.detect_batch, detector)
+        return frames_with_results(source, look, batch=batch, lanes=detector.lanes if throughput else 0)
 
     def looking_with(self, network: Runnable, height: int, width: int) -> Detector:
         """This detector with another network of the same classes and input size; it counts its times with this one."""
         other = copy.copy(self)
         other.network, other.engine, other.height, other.width = network, network.engine, height, width
-        other.views = views_of((network,), height, width, tta=len(self.views) > 1)
-        other.budget = None
+        other._networks, other._several, other.budget = (network,), None, None
+        other.views = views_of(other._networks, height, width, tta=self._tta)
         return other
+
+    def for_throughput(self) -> Detector:
+        """The same detector for calls from several threads, which share out the cores instead of taking turns."""
+        with self._lock:
+            if self._several is None:
+                self._several = tuple(network.side_by_side() for network in self._networks)
+        other = copy.copy(self)  # the settings, and the times, which both add to
+        other.network, other.engine, other._networks = self._several[0], self._several[0].engine, self._several
+        other.views = views_of(self._several, self.height, self.width, tta=self._tta)
+        return other
+
+    @property
+    def lanes(self) -> int:
+        """Threads from which to call a detector :meth:`for_throughput`."""
+        from scaledyolo.sources import usable_cores
+
+        return min(self.threads or usable_cores(), MAX_LANES)
 
     def _decode(self, outputs: Sequence[Sequence[npt.NDArray[Any]]]) -> list[tuple[Candidates, ...]]:
         """For each image the candidates of each view, from the outputs of each view."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,7 @@ import numpy as np
 from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.default_model import DEFAULT
-from scaledyolo.engines.base import Engine, choose
+from scaledyolo.engines.base import Engine, choose, side_by_side
 from scaledyolo.engines.faithful import probe_image, scene
 from scaledyolo.engines.select import AUTO, choose_engine, open_engine, openvino_device, openvino_precision
 from scaledyolo.errors import FormatError, UsageError
@@ -59,13 +59,17 @@ class Runnable:
             groups.append([output[: len(group)] for output in outputs])
         return [np.concatenate(parts) for parts in zip(*groups, strict=True)]
 
+    def side_by_side(self) -> Runnable:
+        """The same network for runs from several threads at once; see :func:`scaledyolo.engines.base.side_by_side`."""
+        return replace(self, engine=side_by_side(self.engine))
+
 
 def open_runnable(
     model: ModelSource,
     *,
     engine: str = AUTO,
     device: str = AUTO,
-    half: bool | None = False,
+    half: bool | None = None,
     threads: int | None = None,
     names: PathLike | Sequence[str] | None = None,
     download: bool = False,

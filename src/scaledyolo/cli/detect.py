@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +21,7 @@ from scaledyolo.errors import SourceError, UsageError
 if TYPE_CHECKING:
     from scaledyolo.detector import Detector
     from scaledyolo.outputs import RunWriter
-    from scaledyolo.sources import Frame
+    from scaledyolo.sources import FrameSource
 
 EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
 SHOWN_FAILURES = 20
@@ -58,12 +60,15 @@ class Detect:
     """What runs the network."""
     device: str = "auto"
     """Where it runs: cpu or cuda."""
-    half: bool = False
-    """Half precision, where the engine can."""
+    half: Literal["auto", "on", "off"] = "auto"
+    """Half precision; auto: where it is faster and was measured to be faithful to the network."""
     threads: int | None = None
     """Threads of the engine on a CPU; by default all cores."""
     batch: int = 1
     """Images that go through the network at once."""
+    mode: Literal["auto", "latency", "throughput"] = "auto"
+    """Latency: one image after the other, each with all cores; throughput: several at once, each on its share of them;
+    auto: throughput for folders, lists and video files, latency for single images, cameras and streams."""
     tile: int = 0
     """Detect in overlapping tiles of this many pixels a side, for large images with small objects; 0: whole image."""
     save: tuple[str, ...] = ("media", "jsonl")
@@ -89,6 +94,7 @@ class Detect:
         from scaledyolo.detector import Detector
         from scaledyolo.outputs import RunOptions, RunWriter
         from scaledyolo.postprocess import NMS
+        from scaledyolo.sources import open_sources
 
         if not self.source:
             raise UsageError("nothing to look at; give an image, folder, video, address or -")
@@ -96,7 +102,7 @@ class Detect:
             raise UsageError(f"--batch takes the number of images at once, at least 1, got {self.batch}")
         if self.tile and self.tile < SMALLEST_TILE:
             raise UsageError(f"--tile takes the side of a tile in pixels, at least {SMALLEST_TILE}, got {self.tile}")
-        sources = [self._open(source) for source in self.source]
+        sources = open_sources(self.source, recursive=self.recursive)
         detector = Detector(
             model_source(self.model or (DEFAULT,), download=self.download),
             confidence=self.conf,
@@ -106,7 +112,7 @@ class Detect:
             classes=self.classes or None,
             engine=self.engine,
             device=self.device,
-            half=self.half,
+            half={"auto": None, "on": True, "off": False}[self.half],
             threads=self.threads,
             names=self.names,
             download=self.download,
@@ -128,50 +134,25 @@ class Detect:
                     report(writer, detector, time.perf_counter() - started)
         return EXIT_INCOMPLETE if writer.summary.failures else 0
 
-    def _open(self, source: str) -> Any:
-        from scaledyolo.sources import open_source
-
-        return open_source(source, recursive=self.recursive)
-
-    def _work(self, sources: Sequence[Any], detector: Detector, writer: RunWriter) -> None:
-        from scaledyolo.sources import Prefetch
-
-        detect = tiled(detector, self.tile) if self.tile else detector.detect_batch
+    def _work(self, sources: Sequence[FrameSource], detector: Detector, writer: RunWriter) -> None:
+        detect = partial(in_tiles, side=self.tile) if self.tile else None
         total = sum(source.num_frames or 0 for source in sources) or None
         with progress_bar(total) as advance:
             for source in sources:
-                with source, Prefetch(source, depth=max(4, 2 * self.batch)) as frames:
+                watched = detector.watch(source, batch=self.batch, mode=self.mode, detect=detect)
+                with source, closing(watched):
                     try:
-                        for group in grouped(iter(frames), self.batch):
-                            found = iter(detect([frame.image for frame in group if frame.image is not None]))
-                            for frame in group:
-                                writer.write(frame, None if frame.image is None else next(found))
-                            advance(len(group))
+                        for frame, found in watched:
+                            writer.write(frame, found)
+                            advance(1)
                     except SourceError as error:
                         if len(sources) == 1:
                             raise
                         writer.summary.failures.append(error)  # one of several: the others go on
 
 
-def grouped(frames: Iterator[Frame], count: int) -> Iterator[list[Frame]]:
-    """Frames in runs of ``count``, the last one shorter; what a source gave before it failed is not lost."""
-    group: list[Frame] = []
-    try:
-        for frame in frames:
-            group.append(frame)
-            if len(group) == count:
-                yield group
-                group = []
-    except SourceError:
-        if group:
-            yield group
-        raise
-    if group:
-        yield group
-
-
-def tiled(detector: Detector, side: int) -> Callable[[Sequence[Any]], list[Any]]:
-    """Detection in overlapping tiles of ``side`` pixels; what two tiles found is suppressed as the detector does."""
+def in_tiles(detector: Detector, images: Sequence[Any], *, side: int) -> list[Any]:
+    """Detections in overlapping tiles of ``side`` pixels; what two tiles found is suppressed as the detector does."""
     import supervision as sv
 
     from scaledyolo.postprocess import Candidates, suppress
@@ -182,20 +163,19 @@ def tiled(detector: Detector, side: int) -> Callable[[Sequence[Any]], list[Any]]
         overlap_wh=(side // 5, side // 5),
         overlap_filter=sv.OverlapFilter.NONE,
     )
-
-    def detect(image: Any) -> Any:
-        merged = slicer(image)
-        if not len(merged):
-            return merged
-        return detector.as_detections(
-            suppress(Candidates(merged.xyxy, merged.confidence, merged.class_id), detector.nms)
-        )
-
-    return lambda images: [detect(image) for image in images]
+    results = []
+    for image in images:
+        found = slicer(image)
+        if len(found):
+            candidates = Candidates(found.xyxy, found.confidence, found.class_id)
+            found = detector.as_detections(suppress(candidates, detector.nms))
+        results.append(found)
+    return results
 
 
 def report(writer: RunWriter, detector: Detector, seconds: float) -> None:
     """The last words of a run: what was found, how long each stage took, what had to be skipped."""
+    from scaledyolo.engines import describe_engine
     from scaledyolo.views import describe_views
 
     summary = writer.summary
@@ -203,7 +183,8 @@ def report(writer: RunWriter, detector: Detector, seconds: float) -> None:
     print(f"{summary.num_frames} images, {summary.num_detections} objects" + (f": {counts}" if counts else ""))
     times = detector.times.milliseconds_per_image()
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in times.items())
-    print(f"{stages} ms an image ({detector.engine.name} on {detector.engine.device}), {seconds:.2f} s in all")
+    rate = f"{seconds:.2f} s in all, {summary.num_frames / seconds:.1f} images/s"
+    print(f"{stages} ms an image ({describe_engine(detector.engine)}), {rate}")
     if len(detector.views) > 1:
         print(describe_views(detector.views, detector.merge))
     if detector.budget is not None:

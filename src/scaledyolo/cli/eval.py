@@ -109,6 +109,7 @@ class Eval:
             resize=None if self.resize == "auto" else self.resize,
             engine=self.engine,
             device=self.device,
+            half=False,  # figures are of the model, not of the machine that it is measured on
             names=self.names,
             subnet=subnet,
             tta=self.tta,

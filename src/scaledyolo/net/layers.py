@@ -43,6 +43,7 @@ def mish_algebraic(x: Tensor) -> Tensor:
 # Elements of one step of `mish_in_steps` for each thread: what torch gives a thread at least, and a cache can hold.
 MISH_STEP: Final = 1 << 16
 _LOG2_E: Final = math.log2(math.e)
+_is_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
 def mish_in_steps(x: Tensor, *, in_place: bool = False) -> Tensor:
@@ -54,7 +55,7 @@ def mish_in_steps(x: Tensor, *, in_place: bool = False) -> Tensor:
     precision, where ``2x`` may overflow too, tensors with gaps, and networks that are being traced or exported (the
     number of pieces depends on the size) take :func:`mish_algebraic`.
     """
-    flat = None if torch.jit.is_tracing() or torch.compiler.is_compiling() else _without_gaps(x)
+    flat = None if _is_tracing() or torch.compiler.is_compiling() else _without_gaps(x)
     if flat is None or x.dtype not in (torch.float32, torch.float64):
         return mish_algebraic(x)
     result = x if in_place else torch.empty_like(x)
@@ -63,7 +64,7 @@ def mish_in_steps(x: Tensor, *, in_place: bool = False) -> Tensor:
     step = MISH_STEP * max(2, torch.get_num_threads())
     one = torch.ones((), dtype=x.dtype, device=x.device)
     scratch = torch.empty(min(step, flat.numel()), dtype=x.dtype, device=x.device)
-    for piece, written in zip(flat.split(step), target.split(step), strict=True):
+    for piece, written in zip(torch.split(flat, step), torch.split(target, step), strict=True):
         power = scratch[: piece.numel()]
         torch.mul(piece, _LOG2_E, out=power).exp2_().add_(1)
         torch.addcmul(one, power, power, out=power)
