@@ -80,6 +80,20 @@ def test_an_export_from_python_can_name_its_model(small_model: Checkpoint, tmp_p
     assert verify(report.path).passed
 
 
+def test_the_default_model_is_found_in_the_package(
+    small_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaledyolo.default_model import VARIABLE
+
+    (tmp_path / "package").mkdir()
+    save_checkpoint(tmp_path / "package" / "default.safetensors", small_model)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "package" / "default.safetensors"))
+    artefact = tmp_path / "a.onnx"
+    assert main(["export", "default", "--out", str(artefact), "--no-verify"]) == 0
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    assert verify(artefact.rename(tmp_path / "far" / "away" / "a.onnx")).passed
+
+
 def test_a_darknet_pair_and_its_names(colours, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for file in (colours.cfg, colours.weights):
         (tmp_path / file.name).write_bytes(file.read_bytes())

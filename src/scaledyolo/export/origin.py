@@ -17,6 +17,7 @@ from typing import Final
 
 from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.default_model import default_model_file
 from scaledyolo.errors import ScaledYoloError, UsageError
 from scaledyolo.model import load_model, load_spec
 from scaledyolo.runnable import PathLike, file_digest
@@ -40,7 +41,7 @@ def find_origin(artefact: Path, facts: ModelFacts, names: PathLike | None = None
     """The model that an artefact was exported from.
 
     Looked for where it lay as seen from the artefact, then beside the artefact, then in the current folder; official
-    weights in the cache.
+    weights in the cache, the default model in the package.
 
     Args:
         artefact: its file or folder.
@@ -93,6 +94,10 @@ def _places(artefact: Path, recorded: Sequence[str]) -> Iterator[tuple[Source, l
     names = [PurePosixPath(item).name for item in recorded]
     for files in ([folder / item for item in recorded], [folder / name for name in names], [Path(n) for n in names]):
         yield (files[0] if len(files) == 1 else (files[0], files[1])), files
+    with contextlib.suppress(ScaledYoloError):  # this copy of the package may come without one
+        default = default_model_file()
+        if [default.name] == names:
+            yield default, [default]
 
 
 def _files(source: Source) -> list[Path] | None:
