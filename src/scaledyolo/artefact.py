@@ -10,7 +10,8 @@ An artefact is a network in the format of some runtime. Its metadata, texts by k
 ``heads``         how each raw map becomes boxes: the fields of :class:`~scaledyolo.arch.ops.Detect`; ``strides``
 ``max_stride``    what height and width are multiples of; missing where it is the stride of the coarsest head
 ``nms``           of an end-to-end graph: what it was built with; null where the outputs are raw maps
-``storage``       how weights are stored, ``float32`` or ``float16``
+``storage``       how weights are stored, ``float32`` or ``float16``; those in 8 bits aside
+``quantisation``  how the network came to compute in 8 bits; null or missing where it does not
 ``provenance``    where the weights come from
 ``verification``  ``pending``, ``verified`` or ``UNVERIFIED`` (it was compared and differs)
 """
@@ -45,6 +46,20 @@ class EmbeddedNms:
     class_agnostic: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """How a network came to compute in 8 bits. Its last convolutions and what follows them always stay in float."""
+
+    precision: Literal["int8"] = "int8"
+    tool: str = ""  # what quantised it, with version
+    calibrated_on: str = ""  # name of the data set or folder whose images gave the ranges of activations
+    images: int = 0  # how many
+    float_layers: tuple[str, ...] = ()  # further convolutions that were returned to float
+    int8_share: float = 1.0  # of the multiply-accumulates of all convolutions
+    max_ap_drop: float | None = None  # points of AP that it may lose; None where that was not measured
+    speedup: float | None = None  # over float32 in the same runtime, where that was measured
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What one has to know about a network to detect with it; sizes in pixels of the network input."""
@@ -64,6 +79,7 @@ class ModelFacts:
     batch: int | None = None
     nms: EmbeddedNms | None = None
     storage: Storage = "float32"
+    quantisation: Quantisation | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
     verification: Verification = "pending"
 
@@ -133,6 +149,7 @@ class ModelFacts:
             "max_stride": self.max_stride,
             "nms": None if self.nms is None else dataclasses.asdict(self.nms),
             "storage": self.storage,
+            "quantisation": None if self.quantisation is None else dataclasses.asdict(self.quantisation),
             "provenance": dict(self.provenance),
             "verification": self.verification,
         }
@@ -159,13 +176,14 @@ class ModelFacts:
 _KEYS: Final = frozenset(
     (
         "name", "class_names", "category_ids", "input", "dynamic", "batch", "heads", "strides", "max_stride",
-        "nms", "storage", "provenance", "verification",
+        "nms", "storage", "quantisation", "provenance", "verification",
     )
 )  # fmt: skip
 
 
 def _facts(values: Mapping[str, Any], where: str) -> ModelFacts:
     size, ids, nms = values["input"], values["category_ids"], values["nms"]
+    quantisation = values.get("quantisation")
     facts = ModelFacts(
         name=str(values["name"]),
         class_names=tuple(map(str, values["class_names"])),
@@ -183,6 +201,11 @@ def _facts(values: Mapping[str, Any], where: str) -> ModelFacts:
         batch=values["batch"],
         nms=None if nms is None else from_mapping(EmbeddedNms, nms, f"{where}: nms", SpecError),
         storage=values["storage"],
+        quantisation=(
+            None
+            if quantisation is None
+            else from_mapping(Quantisation, quantisation, f"{where}: quantisation", SpecError)
+        ),
         provenance={str(key): str(value) for key, value in values["provenance"].items()},
         verification=values["verification"],
     )

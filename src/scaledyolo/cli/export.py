@@ -14,7 +14,7 @@ from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.data.dataset import Dataset
-    from scaledyolo.export import ExportReport
+    from scaledyolo.export import ExportReport, Int8
 
 EXIT_UNVERIFIED = 2
 
@@ -42,6 +42,14 @@ class Export:
     """Images at a time; 0: any number."""
     half: bool = False
     """Store weights as float16, half the size; they are computed with as the runtime likes."""
+    int8: bool = False
+    """Quantise to 8 bits; needs --calibrate. Last convolutions and decoding stay in float."""
+    calibrate: Path | None = None
+    """With --int8: data set (its train split) or folder with images like those that the network will see."""
+    calibration_images: int = 128
+    """With --int8: how many of them."""
+    max_ap_drop: float | None = None
+    """With --int8 and --data: points of AP that may be lost, 1 by default; sensitive layers return to float for it."""
     nms: bool = False
     """Make decoding and suppression part of the graph: fixed rows (x1, y1, x2, y2, score, class) and a count."""
     conf: float = 0.25
@@ -90,12 +98,26 @@ class Export:
             batch=self.batch or None,
             nms=nms,
             half=self.half,
+            int8=self._int8(),
             verified=self.verify,
             images=self.images,
             data=open_data(self.data, self.split),
         )
         print(json.dumps(as_dict(report), indent=1) if self.json else text(report))
         return EXIT_UNVERIFIED if report.facts.verification == "UNVERIFIED" else 0
+
+    def _int8(self) -> Int8 | None:
+        from scaledyolo.export import Int8
+
+        if not self.int8:
+            if self.calibrate is not None or self.max_ap_drop is not None:
+                raise UsageError("--calibrate and --max-ap-drop belong to --int8; add it")
+            return None
+        if self.calibrate is None:
+            raise UsageError(
+                "--int8 needs images like those that the network will see; give --calibrate DATA_OR_FOLDER"
+            )
+        return Int8(self.calibrate, self.calibration_images, max_ap_drop=self.max_ap_drop)
 
 
 def open_data(data: Path | None, split: str) -> Dataset | None:

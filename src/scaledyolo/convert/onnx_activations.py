@@ -1,13 +1,15 @@
 """How each activation is written in ONNX: by one standard operator where there is one, else by arithmetic.
 
 Mish is ``x·tanh(ln(1 + eˣ))``. Written with the operators Softplus and Tanh it is eight times slower in ONNX Runtime
-than its algebraic form, which other engines run at least as fast. Both forms below are exact:
+than its algebraic form, which other engines run at least as fast. The forms below are exact:
 
 * ``exact``: with ``n = eˣ`` and ``w = n(n + 2)``, ``mish = x·w / (w + 2)``. ``x`` is cut at 20 before the exponential;
   above, the ratio is 1 in float32. Relative error below 1e-6 everywhere, also for very negative ``x``.
 * ``sigmoid``: with ``s = σ(x)`` and ``t = s(2 − s)``, ``mish = x·t / (2 − t)``: the same ratio divided by ``(1 + n)²``.
   No intermediate value exceeds 2, so float16 cannot overflow. Its error is that of the engine's sigmoid, which for
   very negative ``x`` is small in absolute, not in relative terms.
+* ``native``: the operator Mish of opset 18, for tools that treat an activation as one thing: a quantiser must not
+  round what lies inside the arithmetic, and OpenVINO computes the operator as part of the convolution before it.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from typing import Any, Final, Literal, Protocol
 
 from scaledyolo.arch.ops import LEAKY_SLOPE, Activation
 
-MishForm = Literal["exact", "sigmoid"]
-MISH_FORMS: Final = ("exact", "sigmoid")
+MishForm = Literal["exact", "sigmoid", "native"]
+MISH_FORMS: Final = ("exact", "sigmoid", "native")
 
 _MISH_CUT = 20.0
 # Constants of self-normalising networks (Klambauer et al. 2017, equation 2).
@@ -41,6 +43,8 @@ def write_activation(writer: Emitter, activation: Activation, source: str, outpu
     """Append the nodes that apply ``activation`` to the value ``source`` and call the result ``output``."""
     if activation == "mish" and mish == "sigmoid":
         _mish_sigmoid(writer, source, output)
+    elif activation == "mish" and mish == "native":
+        writer.emit("Mish", [source], output)
     elif activation in _OPERATORS:
         kind, attributes = _OPERATORS[activation]
         writer.emit(kind, [source], output, **attributes)

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 INPUT_NAME: Final = "images"
 OPSET: Final = 17
-_IR_VERSION: Final = 8  # the one that belongs to opset 17; newer ones are refused by engines in the field
+_MISH_OPSET: Final = 18  # the first that has Mish as an operator
+_IR_VERSION: Final = 8  # the one that belongs to opsets 17 and 18; newer ones are refused by engines in the field
 
 # protobuf cannot hold more than 2 GiB in one message; a little is left for the structure.
 _MAX_BYTES: Final = 2**31 - 2**20
@@ -67,7 +68,8 @@ def to_onnx(
         weights: exactly ``graph.parameters``, float32; folded on the way.
         batch: images at a time, or None for any number.
         dynamic: leave height and width free (any multiple of the largest stride).
-        mish: ``exact`` to the last bits of float32; ``sigmoid`` cannot overflow in float16.
+        mish: ``exact`` to the last bits of float32; ``sigmoid`` cannot overflow in float16; ``native`` is one operator,
+            for which the model is of opset 18.
         metadata: key-value pairs stored in ``metadata_props``.
 
     Raises:
@@ -107,7 +109,7 @@ class _Writer:
 
     def model(self, metadata: Mapping[str, str]) -> ModelProto:
         """The finished model."""
-        self._model.opset_import.append(self._helper.make_opsetid("", OPSET))
+        self._model.opset_import.append(self._helper.make_opsetid("", _MISH_OPSET if self._mish == "native" else OPSET))
         self._proto.name = self._graph.name
         self._proto.input.append(self._input_info())
         self._proto.output.extend(self._output_infos())

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """What it computes in: ``float32``, ``bfloat16``, ``float16``; maps are float32 always."""
+        """What it computes in: ``float32``, ``bfloat16``, ``float16``, ``int8``; maps are float32 always."""
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -30,6 +30,8 @@ class OnnxRuntimeEngine:
         model: a serialised ONNX model, or the path of one, with one input for the images.
         threads: threads of one run; None lets ONNX Runtime take one for each physical core.
         device: ``cpu`` or ``cuda``.
+        quantised: whether the model says of itself that it computes in 8 bits; the engine then calls that its
+            precision.
 
     Raises:
         UsageError: no such device, or this build of ONNX Runtime cannot use it.
@@ -37,10 +39,14 @@ class OnnxRuntimeEngine:
     """
 
     name: Final = "onnxruntime"
-    precision: Final = "float32"
 
     def __init__(
-        self, model: bytes | str | os.PathLike[str], *, threads: int | None = None, device: str = "cpu"
+        self,
+        model: bytes | str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        quantised: bool = False,
     ) -> None:
         choose("device", device, tuple(PROVIDERS))
         if device not in available_devices():
@@ -60,7 +66,7 @@ class OnnxRuntimeEngine:
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
             raise FormatError("the model does not have one input (batch, channels, height, width), as a detector has")
-        self.device = device
+        self.device, self.precision = device, "int8" if quantised else "float32"
         self._input = inputs[0].name
         self.batch, self._channels, height, width = (_fixed(side) for side in inputs[0].shape)
         self.size = (height, width) if height is not None and width is not None else None

@@ -109,6 +109,8 @@ class OpenVinoEngine:
         cache_key: digest of the network (``network_digest``) under which its first compiled shape is kept on disk; None
             keeps nothing.
         cache: where.
+        quantised: whether the network says of itself that it computes in 8 bits; ``precision`` is that of the rest
+            then, and the engine calls its own ``int8``.
 
     Raises:
         MissingPackageError: OpenVINO is not installed.
@@ -128,6 +130,7 @@ class OpenVinoEngine:
         threads: int | None = None,
         cache_key: str | None = None,
         cache: CompiledCache | None = None,
+        quantised: bool = False,
     ) -> None:
         choose("device", device, tuple(DEVICES))
         choose("precision", precision, tuple(PRECISIONS))
@@ -139,8 +142,8 @@ class OpenVinoEngine:
         if precision not in available_precisions(device):
             native = ", ".join(available_precisions(device))
             raise UsageError(f"this {device} does not compute in {precision}; it computes in {native}")
-        self.device, self.precision, self.mode = device, precision, mode
-        self._threads = threads
+        self.device, self.precision, self.mode = device, "int8" if quantised else precision, mode
+        self._float_precision, self._threads = precision, threads
         self._options = _compile_options(device, precision, mode, threads)
         self._cache_key, self._cache = cache_key, cache or CompiledCache()
         self._compiled: OrderedDict[Shape, _Compiled] = OrderedDict()
@@ -192,7 +195,7 @@ class OpenVinoEngine:
             return self
         other = copy.copy(self)
         other.mode = "throughput"
-        other._options = _compile_options(self.device, self.precision, other.mode, self._threads)
+        other._options = _compile_options(self.device, self._float_precision, other.mode, self._threads)
         other._compiled = OrderedDict()
         return other
 

@@ -8,13 +8,15 @@ average_precision  AP of raw maps and of end-to-end detections
 formats         what can be written, and how
 torch_formats   TorchScript and torch.export; needs the train extra
 compare         maps, boxes and detections of two networks
+quantise        a network in 8 bits: quantise_openvino, quantise_onnx, calibration, sensitivity
 images          what they are compared on
 report          the JSON file beside an artefact
 """
 
 from scaledyolo.export.formats import ELSEWHERE, FORMATS
+from scaledyolo.export.quantise import Int8
 from scaledyolo.export.report import VerificationReport
 from scaledyolo.export.run import ExportReport, export
 from scaledyolo.export.verify import verify
 
-__all__ = ["ELSEWHERE", "FORMATS", "ExportReport", "VerificationReport", "export", "verify"]
+__all__ = ["ELSEWHERE", "FORMATS", "ExportReport", "Int8", "VerificationReport", "export", "verify"]

@@ -29,6 +29,7 @@ class Tolerance:
     score: float  # if its scores differ by at most this
     matched: float  # share of rows that must match
     ap_points: float  # percentage points of AP that may be lost or won
+    may_win: bool = False  # whether more may be won: errors at random also do so
 
 
 # Sums in another order differ in the last bits; 1e-3 is a hundred times that and far below any real difference.
@@ -36,6 +37,8 @@ TOLERANCES = {
     "float32": Tolerance(max_error=1e-3, rms_error=1e-4, box_iou=0.99, score=1e-3, matched=1.0, ap_points=0.1),
     "float16": Tolerance(max_error=0.1, rms_error=0.01, box_iou=0.95, score=0.02, matched=0.99, ap_points=0.5),
     "bfloat16": Tolerance(max_error=0.6, rms_error=0.04, box_iou=0.80, score=0.08, matched=0.97, ap_points=1.0),
+    # Whether 8 bits are good enough is for AP to say; these bounds are there to notice another network.
+    "int8": Tolerance(max_error=8.0, rms_error=0.5, box_iou=0.5, score=0.3, matched=0.7, ap_points=1.0, may_win=True),
 }
 
 

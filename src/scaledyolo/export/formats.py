@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from scaledyolo.arch.graph import Graph
+    from scaledyolo.convert.onnx_activations import MishForm
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Job:
     checkpoint: Checkpoint
     graph: Graph  # at the size asked for
     facts: ModelFacts
+    quantised: Path | None = None  # a file of the runtime with the network in 8 bits, which then is what is written
 
     @property
     def weights(self) -> Weights:
@@ -51,6 +53,7 @@ class Format:
     runtimes: tuple[str, ...]  # engines that a detector may take for it, the one to do without the others first
     nms: bool = False  # whether suppression can be part of it
     half: bool = False  # whether weights can be stored as float16
+    int8: bool = False  # whether it can be quantised to 8 bits
     free_shapes: bool = True  # whether a fixed size or batch means anything
     free_sides: bool = True  # whether height and width can be left free
     metadata: bool = True  # whether it holds all of ModelFacts
@@ -118,7 +121,7 @@ def format_of(path: Path) -> str:
 # -- ONNX and OpenVINO -------------------------------------------------------------------------------------------------
 
 
-def onnx_model(job: Job, *, with_metadata: bool) -> ModelProto:
+def onnx_model(job: Job, *, with_metadata: bool, mish: MishForm = "exact") -> ModelProto:
     """The ONNX model of a job: static or free shapes, end to end or raw maps, float32 or float16 storage."""
     from scaledyolo.convert.onnx_end_to_end import append_detections
     from scaledyolo.convert.onnx_half import store_half
@@ -126,7 +129,8 @@ def onnx_model(job: Job, *, with_metadata: bool) -> ModelProto:
 
     facts = job.facts
     metadata = facts.to_metadata() if with_metadata else {}
-    model = to_onnx(job.graph, job.weights, batch=facts.batch, dynamic=facts.dynamic, metadata=metadata)
+    batch, dynamic = facts.batch, facts.dynamic
+    model = to_onnx(job.graph, job.weights, batch=batch, dynamic=dynamic, mish=mish, metadata=metadata)
     if facts.storage == "float16":
         store_half(model)
     if facts.nms is not None:
@@ -135,7 +139,23 @@ def onnx_model(job: Job, *, with_metadata: bool) -> ModelProto:
 
 
 def _write_onnx(job: Job, path: Path) -> None:
+    if job.quantised is not None:
+        _write_quantised_onnx(job, job.quantised, path)
+        return
     path.write_bytes(onnx_model(job, with_metadata=True).SerializeToString())
+
+
+def _write_quantised_onnx(job: Job, quantised: Path, path: Path) -> None:
+    import onnx
+
+    from scaledyolo.convert.onnx_end_to_end import append_detections
+
+    facts, model = job.facts, onnx.load(quantised)
+    if facts.nms is not None:
+        append_detections(model, facts.detects, facts.strides, facts.nms)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, facts.to_metadata())
+    path.write_bytes(model.SerializeToString())
 
 
 def _mark_onnx(path: Path, facts: ModelFacts) -> None:
@@ -151,7 +171,8 @@ def _write_openvino(job: Job, path: Path) -> None:
 
     openvino = import_openvino()
     # Rounding of the weights is done by us, where a value too large is noticed and named.
-    model = openvino.Core().read_model(onnx_model(job, with_metadata=False).SerializeToString())
+    source = job.quantised or onnx_model(job, with_metadata=False).SerializeToString()
+    model = openvino.Core().read_model(source)
     path.mkdir()
     half = job.facts.storage == "float16"
     openvino.save_model(model, str(path / f"{file_stem(job.facts.name)}.xml"), compress_to_fp16=half)
@@ -264,10 +285,26 @@ def _mark_darknet(path: Path, facts: ModelFacts) -> None:
 
 FORMATS: Final[dict[str, Format]] = {
     "onnx": Format(
-        ".onnx", _write_onnx, read_facts, _mark_onnx, _open_file, ("onnxruntime", "openvino"), nms=True, half=True
+        ".onnx",
+        _write_onnx,
+        read_facts,
+        _mark_onnx,
+        _open_file,
+        ("onnxruntime", "openvino"),
+        nms=True,
+        half=True,
+        int8=True,
     ),
     "openvino": Format(
-        "_openvino_model", _write_openvino, read_facts, _mark_folder, _open_file, ("openvino",), nms=True, half=True
+        "_openvino_model",
+        _write_openvino,
+        read_facts,
+        _mark_folder,
+        _open_file,
+        ("openvino",),
+        nms=True,
+        half=True,
+        int8=True,
     ),
     "ncnn": Format("_ncnn_model", _write_ncnn, read_facts, _mark_folder, _open_file, ("ncnn",), half=True),
     "tflite": Format(

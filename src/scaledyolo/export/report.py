@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from scaledyolo import __version__
+from scaledyolo.artefact import Quantisation
 from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
 from scaledyolo.files import atomic_file
 
@@ -46,7 +47,8 @@ class ApDifference:
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether they differ by little enough."""
-        return 100 * abs(self.found - self.expected) <= tolerance.ap_points
+        won = 100 * (self.found - self.expected)
+        return -tolerance.ap_points <= won and (tolerance.may_win or won <= tolerance.ap_points)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ class VerificationReport:
     reference: str  # what computed the expected maps, with version, device and precision
     differences: tuple[str, ...]  # where the artefact's metadata contradicts the model, in words
     checks: tuple[RuntimeCheck, ...]
+    quantisation: Quantisation | None = None  # of an artefact in 8 bits
 
     @property
     def passed(self) -> bool:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from scaledyolo.artefact import EmbeddedNms, ModelFacts, Verification
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.errors import OutputError, ScaledYoloError
-from scaledyolo.export.formats import artefact_path, find_format, make_job
+from scaledyolo.export.formats import Job, artefact_path, find_format, make_job
 from scaledyolo.export.origin import Source, record_origin
+from scaledyolo.export.quantise import Int8, check_int8, quantised
 from scaledyolo.export.report import VerificationReport, report_path
 from scaledyolo.export.verify import verify
 from scaledyolo.runnable import METADATA_FILE
@@ -34,7 +35,7 @@ class ExportReport:
     verification: VerificationReport | None  # None where it was not asked for
 
 
-def export(
+def export(  # noqa: PLR0913 - the options of the product, all by name
     model: Checkpoint,
     destination: str | os.PathLike[str] | None = None,
     *,
@@ -44,6 +45,7 @@ def export(
     batch: int | None = None,
     nms: EmbeddedNms | None = None,
     half: bool = False,
+    int8: Int8 | None = None,
     verified: bool = True,
     images: Sequence[str | Path] = (),
     data: Dataset | None = None,
@@ -64,6 +66,7 @@ def export(
         batch: images at a time; None for any number.
         nms: make decoding and suppression part of the graph.
         half: store weights as float16.
+        int8: quantise to 8 bits, calibrated on these images; where there is ``data``, within a limit on the loss of AP.
         verified: whether to verify at all.
         images: photographs to verify on.
         data: data set to compare AP on.
@@ -73,6 +76,7 @@ def export(
     Raises:
         UsageError: an option that the format does not have.
         ConversionError: the network cannot be expressed in the format.
+        ConversionError: 8 bits cost more AP than allowed, or are not faster.
         MissingPackageError: the format needs a package that is not installed.
         OutputError: the disk refused; nothing half-written remains.
     """
@@ -85,7 +89,7 @@ def export(
     }
     job = make_job(model, format, size=size, dynamic=dynamic, batch=batch, facts=facts)
     _check_replaceable(path)
-    with _workshop(path) as folder:
+    with _quantised(job, format, int8, data) as job, _workshop(path) as folder:
         draft = folder / path.name
         find_format(format).write(job, draft)
         report = verify(draft, model, images=images, data=data) if verified else None
@@ -93,6 +97,17 @@ def export(
         num_bytes = sum(file.stat().st_size for file in _files(folder) if not file.name.endswith(".verified.json"))
         _publish(folder, path)
     return ExportReport(path, facts_now, num_bytes, report)
+
+
+@contextlib.contextmanager
+def _quantised(job: Job, format_name: str, int8: Int8 | None, data: Dataset | None) -> Iterator[Job]:
+    """The job, in 8 bits if that is wished; the files it is made of are gone when the block ends."""
+    if int8 is None:
+        yield job
+        return
+    check_int8(int8, format_name, job.facts.storage == "float16", data)
+    with tempfile.TemporaryDirectory(prefix="scaledyolo-", ignore_cleanup_errors=True) as scratch:
+        yield quantised(job, format_name, int8, data, Path(scratch))
 
 
 def _verdict(report: VerificationReport | None) -> Verification:
