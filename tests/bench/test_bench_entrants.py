@@ -18,6 +18,7 @@ from scaledyolo.cli import main
 from scaledyolo.cli.bench import listed, sides
 from scaledyolo.detector import Detector
 from scaledyolo.errors import ScaledYoloError, SpecError, UsageError
+from scaledyolo.model import load_graph
 
 if TYPE_CHECKING:
     from conftest import ColourModel
@@ -73,8 +74,10 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(
 
 
 def test_a_zoo_name_becomes_a_checkpoint_of_random_weights(tmp_path: Path) -> None:
-    network = open_network(("yolov4-tiny",), tmp_path)
+    network = open_network(("yolov4-tiny",))
     assert network.random
+    assert not network.files
+    assert load_graph(network.written(tmp_path).files[0]) == network.graph
     assert network.gflop(416, 416) == pytest.approx(6.89, abs=0.05)  # spec/models.md: 6.9 BFLOPs
     with pytest.raises(SpecError, match="multiple of the largest stride"):
         network.at((417, 416))
@@ -91,7 +94,7 @@ def test_so_many_boxes_pass_the_threshold(colours: ColourModel, paint: Callable[
 
 
 def test_who_takes_part(tmp_path: Path) -> None:
-    network = open_network(("yolov4-tiny",), tmp_path)
+    network = open_network(("yolov4-tiny",)).written(tmp_path)
     case = Setting(network, 96, 96, 1, 1, "cpu", tmp_path / "x.jpg", tmp_path)
     found = entrants(case, ["onnxruntime", "opencv", "onnxruntime"], ["float32"], end_to_end=True, darknet="darknet")
     assert [(one.engine, one.precision, one.end_to_end) for one in found] == [

@@ -48,7 +48,7 @@ class Setting:
     threads: int
     device: str
     image: Path  # a picture for those who start from a file
-    folder: Path  # for files that they need
+    folder: Path  # for files that rivals need; may not exist yet
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _start_opencv(setting: Setting) -> Process:
     else:
         graph, weights = network.load()
         sized = graph.with_size(setting.height, setting.width)
-        files = write_for_opencv(sized, weights, _own_folder(setting, OPENCV), setting.batch)
+        files = write_for_opencv(sized, weights, setting.folder / OPENCV, setting.batch)
     job = OpenCvJob(files, setting.height, setting.width, setting.batch, setting.threads)
     return Worker(job, threads=setting.threads)
 
@@ -195,17 +195,11 @@ def _start_darknet(setting: Setting, binary: str) -> Process:
         raise UsageError("darknet detects in one image at a time; leave out --batch or the rival")
     graph, weights = setting.network.load()
     sized = graph.with_size(setting.height, setting.width)
-    folder = _own_folder(setting, DARKNET)
+    folder = setting.folder / DARKNET
     cfg, file = write_darknet_pair(sized, weights, folder)
     return DarknetProcess(
         binary, cfg, file, setting.image, sized, threads=setting.threads, folder=folder / "working-folder"
     )
-
-
-def _own_folder(setting: Setting, name: str) -> Path:
-    folder = setting.folder / f"{name}-{Path(setting.network.files[0]).stem}-{setting.height}x{setting.width}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class Gemms:

@@ -75,23 +75,33 @@ def _openvino_multiplier(job: GemmJob) -> _Multiplier:
     from scaledyolo.engines.openvino import PRECISIONS, available_precisions, import_openvino
 
     openvino = import_openvino()
-    if job.precision not in available_precisions("cpu"):
+    in_bytes = job.precision == "int8"
+    if not in_bytes and job.precision not in available_precisions("cpu"):
         raise UsageError(f"this cpu does not compute in {job.precision}")
     from openvino import opset13 as ops
 
     options = {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[job.precision],
+        "INFERENCE_PRECISION_HINT": PRECISIONS["float32" if in_bytes else job.precision],
         "INFERENCE_NUM_THREADS": str(job.threads),
         "PERFORMANCE_HINT": "LATENCY",
     }
 
     def multiplier(left: Matrix, right: Matrix) -> Callable[[], object]:
         given = ops.parameter(list(left.shape), np.float32)
-        model = openvino.Model([ops.matmul(given, ops.constant(right), False, False)], [given])
+        first, second = _quantised(ops, given, right) if in_bytes else (given, ops.constant(right))
+        model = openvino.Model([ops.matmul(first, second, False, False)], [given])
         request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
         return lambda: request.infer({0: left}, share_inputs=True, share_outputs=True)
 
     return multiplier
+
+
+def _quantised(ops: Any, given: Any, right: Matrix) -> tuple[Any, Any]:
+    """Both sides of a product as a quantised network has them: values from 0 to 1 in 8 bits, weights stored in 8."""
+    low, high, steps = np.float32(0), np.float32(1), 127
+    stored = ops.convert(ops.constant(np.round(right * steps).astype(np.int8)), np.float32)
+    scale = np.full((1, right.shape[1]), 1 / steps, np.float32)
+    return ops.fake_quantize(given, low, high, low, high, 256), ops.multiply(stored, scale)
 
 
 def _torch_multiplier(job: GemmJob) -> _Multiplier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ class Network:
     """A network that can be opened by its files."""
 
     name: str  # as the user wrote it, without folders
-    files: tuple[str, ...]  # one path, or cfg and weights
+    files: tuple[str, ...]  # one path, or cfg and weights; none before random weights were written
     height: int  # pixels, by default
     width: int
     graph: Graph | None  # None for an exported file, which has no graph
@@ -51,6 +51,14 @@ class Network:
     def params(self) -> int | None:
         """Learned values; None for an exported file."""
         return None if self.graph is None else cost(self.graph).params
+
+    def written(self, folder: Path) -> Network:
+        """The same with files: random weights go into the folder."""
+        if self.files or self.graph is None:
+            return self
+        file = folder / f"{self.graph.name}.safetensors"
+        save_checkpoint(file, random_checkpoint(self.graph))
+        return replace(self, files=(str(file),))
 
     def load(self) -> tuple[Graph, Weights]:
         """Graph and weights, for writing them in other formats.
@@ -81,13 +89,12 @@ def pair_up(words: Sequence[str]) -> list[tuple[str, ...]]:
     return models
 
 
-def open_network(model: tuple[str, ...], folder: Path) -> Network:
+def open_network(model: tuple[str, ...]) -> Network:
     """A network from what a user names.
 
     Args:
         model: a zoo name, a spec file or a cfg alone (random weights: speed does not depend on them), a checkpoint, a
             Darknet pair, or an exported file.
-        folder: where random weights are put.
 
     Raises:
         ScaledYoloError: there is no such model, or it is damaged.
@@ -100,9 +107,7 @@ def open_network(model: tuple[str, ...], folder: Path) -> Network:
     graph = load_graph(path.with_suffix(".cfg") if path.suffix.lower() == ".weights" else path)
     if len(model) == 1 and _has_no_weights(path):
         name = path.name if path.suffix else graph.name
-        file = folder / f"{len(list(folder.iterdir()))}-{graph.name}.safetensors"
-        save_checkpoint(file, random_checkpoint(graph))
-        return Network(name, (str(file),), graph.height, graph.width, graph, random=True)
+        return Network(name, (), graph.height, graph.width, graph, random=True)
     return Network(path.name, model, graph.height, graph.width, graph)
 
 

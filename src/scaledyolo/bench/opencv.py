@@ -38,8 +38,8 @@ def write_darknet_pair(graph: Graph, weights: Weights, folder: Path) -> tuple[Pa
     """
     cfg, file = folder / f"{graph.name}{DARKNET_SUFFIX}", folder / f"{graph.name}.weights"
     text = write_cfg(graph)
-    if not file.is_file():  # weights are the same at every size
-        write_weights(file, graph, weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(file, graph, weights)
     cfg.write_text(text, encoding="utf-8")
     return cfg, file
 
@@ -63,7 +63,7 @@ def write_for_opencv(graph: Graph, weights: Weights, folder: Path, batch: int) -
             return str(cfg), str(file)
         except ConversionError:  # a normalisation of its own, an implicit vector: ONNX can say it
             pass
-    path = folder / f"{graph.name}-{batch}{ONNX_SUFFIX}"
+    path = folder / f"{graph.name}{ONNX_SUFFIX}"
     path.write_bytes(to_onnx(graph, weights, batch=batch).SerializeToString())
     return (str(path),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +36,7 @@ _STYLE: Final = {
     "lines.linewidth": 1.8,
 }
 _MANY_NETWORKS: Final = 3  # from so many on, lines over capacity say more than bars
+_NAME_DISTANCE: Final = 0.035  # of the width: between the names of two networks of nearly one capacity
 _NAMED_LAYERS: Final = 8
 _SMALLEST_AREA, _AREA = 20, 2500  # square points: of a layer that takes no time, and of all the time
 _BOUND_COLOURS: Final = {"compute": _COLOURS[0], "memory": _COLOURS[3]}
@@ -127,7 +129,7 @@ def _lines(rows: Sequence[Row]) -> Figure:
     """Time over capacity on logarithmic axes, a line for each engine; images a second on the right."""
     figure = Figure(figsize=(8.4, 5.6))
     axes = figure.subplots()
-    colours, named = _colours(rows), set()
+    colours = _colours(rows)
 
     def series(row: Row) -> tuple[str, int]:
         return engine_label(row), row.batch
@@ -142,20 +144,29 @@ def _lines(rows: Sequence[Row]) -> Figure:
         marker = _MARKERS[index % len(_MARKERS)]
         axes.plot(x, y, dashed, marker=marker, color=colours[points[0].engine], label=text, markersize=6)
     top = max((row.median_ms or 0.0) / row.batch for row in ordered)
-    for row in ordered:
-        place = (row.model, row.size)
-        if place not in named:
-            named.add(place)
-            axes.axvline(row.gflop or 0.0, color="#e4e8ee", linewidth=1, zorder=0)
-            name = network_label(row).split(",")[0]
-            axes.text(row.gflop or 0.0, 1.25 * top, name, rotation=40, fontsize=8.5, color=_INK, va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="GFLOP for each image", ylabel="milliseconds for each image, median")
     axes.set_ylim(top=1.2 * top)
     axes.grid(axis="y")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    _name_capacities(axes, ordered)
     second = axes.secondary_yaxis("right", functions=(_reciprocal, _reciprocal))
     second.set_ylabel("images a second")
+    second.yaxis.set_major_formatter("{x:g}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.0))
     return figure
+
+
+def _name_capacities(axes: Any, rows: Sequence[Row]) -> None:
+    """A line for each network with its name above, names apart so that none is written over another."""
+    names = {row.gflop: network_label(row).split(",")[0] for row in rows}
+    left, right = (math.log(limit) for limit in axes.get_xlim())
+    last = -1.0
+    for gflop in sorted(gflop for gflop in names if gflop):
+        place = (math.log(gflop) - left) / (right - left)
+        axes.axvline(gflop, color="#e4e8ee", linewidth=1, zorder=0)
+        last = max(place, last + _NAME_DISTANCE)
+        axes.text(last, 1.01, names[gflop], rotation=40, fontsize=8.5, color=_INK, transform=axes.transAxes)
 
 
 def _reciprocal(values: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -64,22 +66,23 @@ def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] =
         raise UsageError(f"{threads} threads make no sense; use 1 or more")
     effort = Effort(options.rounds, options.warmup, options.seconds)
     rows: list[Row] = []
+    networks = [open_network(model) for model in pair_up(models)]
+    plan = [(network, [network.at(size) for size in options.sizes or (None,)]) for network in networks]
     with tempfile.TemporaryDirectory(prefix="scaledyolo-bench-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        networks = [open_network(model, folder) for model in pair_up(models)]
-        plan = [
-            (network, *network.at(size), batch)
-            for network in networks
-            for size in (options.sizes or (None,))
-            for batch in options.batches
-        ]
-        image = _picture(options.image, folder)
+        image = _picture(options.image, Path(temporary))
         gemms = stack.enter_context(contextlib.closing(Gemms(options.device, threads)))
-        for network, height, width, batch in plan:
-            setting = Setting(network, height, width, batch, threads, options.device, image, folder)
-            tell(f"{network.name} at {height}x{width}, batch {batch}")
-            who = entrants(setting, options.engines, precisions, end_to_end=options.end_to_end, darknet=options.darknet)
-            rows += measure(setting, who, gemms, effort, layers=options.layers)
+        for network, sizes in plan:
+            with tempfile.TemporaryDirectory(dir=temporary) as own:  # weights can be large: one network's at a time
+                ready = network.written(Path(own))
+                for number, ((height, width), batch) in enumerate(itertools.product(sizes, options.batches)):
+                    tell(f"{network.name} at {height}x{width}, batch {batch}")
+                    folder = Path(own) / str(number)
+                    setting = Setting(ready, height, width, batch, threads, options.device, image, folder)
+                    who = entrants(
+                        setting, options.engines, precisions, end_to_end=options.end_to_end, darknet=options.darknet
+                    )
+                    rows += measure(setting, who, gemms, effort, layers=options.layers)
+                    shutil.rmtree(folder, ignore_errors=True)
     return rows
 
 
