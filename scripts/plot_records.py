@@ -1,11 +1,13 @@
 """Draw average precision against training time and against latency, from run folders: a PNG and an SVG.
 
-    python scripts/plot_records.py runs/small-data/bccd/*/seed0 --latency bench.json --title "BCCD" \\
+    scaledyolo bench yolov4-tiny yolov4-csp-s --sizes 320 416 --json > bench.json
+    python scripts/plot_records.py runs/ablate-small-data/*--seed0 --latency bench.json --title "BCCD" \\
         --out docs/images/records-bccd --point "rival nano, 416" 17.8 0.488
 
-A run folder is what ``scaledyolo train`` made, or the folder around it. Thin lines follow AP on the validation split
-during training; dots are AP on the test split where ``result.json`` has it, else the last one of the line. Latencies
-come from what ``scaledyolo bench --json`` printed, or from a plain mapping of names of runs to milliseconds.
+A run folder is what ``scaledyolo train`` made, the folder around it, or a cell of ``scaledyolo ablate``. Thin lines
+follow AP on the validation split during training; dots are AP on the test images where `ablate` measured it, else the
+best of the line. A run has the latency of its network at its input size in the file of `bench`; a plain mapping of
+names of runs to milliseconds will do as well.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import matplotlib.pyplot as plt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from run_records import RUN_FILE, RunRecord, read_record
+from run_records import RUN_FILE, read_record
 
 from scaledyolo.errors import FormatError, ScaledYoloError
 
@@ -75,22 +77,21 @@ def entries(options: Options) -> list[Entry]:
     found = []
     for place, folder in enumerate(options.runs):
         record = read_record(folder if (folder / RUN_FILE).is_file() else folder / "train")
-        name = options.names[place] if options.names else default_name(record)
+        name = options.names[place] if options.names else record.name
         if not record.curve:
             raise FormatError(f"{folder}: never evaluated so far; wait for its first evaluation")
-        ap = record.result.ap if record.result else record.curve[-1][1]
-        found.append(Entry(name, record.curve, record.seconds / 60, ap, latencies.get(name)))
+        ap = max(ap for _, ap in record.curve) if record.test_ap is None else record.test_ap
+        spec = record.document["spec"]
+        latency = latencies.get(name, latencies.get((spec["name"], spec["size"])))
+        found.append(Entry(name, record.curve, record.seconds / 60, ap, latency))
     return found
 
 
-def default_name(record: RunRecord) -> str:
-    """The folder of the run; where that is only a seed, the experiment around it."""
-    around = record.folder.parent
-    return around.parent.name if record.name.startswith("seed") else record.name
+Latencies = Mapping["str | tuple[str, int]", float]
 
 
-def read_latencies(path: Path, engine: str) -> dict[str, float]:
-    """Milliseconds an image by name of the run.
+def read_latencies(path: Path, engine: str) -> Latencies:
+    """Milliseconds an image by name of the run, or by name and input size of the network.
 
     Raises:
         FormatError: the file is missing or of another kind.
@@ -100,18 +101,21 @@ def read_latencies(path: Path, engine: str) -> dict[str, float]:
     except (OSError, ValueError) as error:
         raise FormatError(f"{path}: no readable JSON ({error})") from None
     if isinstance(document, dict) and document and all(isinstance(value, (int, float)) for value in document.values()):
-        return {str(name): float(value) for name, value in document.items()}
+        return {name: float(value) for name, value in document.items()}
     try:
         return _bench_latencies(document, engine)
     except (KeyError, TypeError, AttributeError):
         raise FormatError(f"{path}: neither of `scaledyolo bench --json` nor milliseconds by name") from None
 
 
-def _bench_latencies(document: Mapping[str, Any], engine: str) -> dict[str, float]:
-    best: dict[str, float] = {}
-    for row in document["rows"]:
-        if not engine or row["engine"] == engine:
-            best[row["model"]] = min(best.get(row["model"], float("inf")), float(row["median_ms"]))
+def _bench_latencies(rows: Sequence[Mapping[str, Any]], engine: str) -> Latencies:
+    """Of each network and square size the fastest way to run it alone, one image at a time."""
+    best: dict[str | tuple[str, int], float] = {}
+    for row in rows:
+        alone = not row["error"] and not row["end_to_end"] and row["batch"] == 1
+        if alone and row["size"][0] == row["size"][1] and engine in ("", row["engine"]):
+            key = (row["model"], row["size"][0])
+            best[key] = min(best.get(key, float("inf")), row["median_ms"])
     return best
 
 

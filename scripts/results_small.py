@@ -1,7 +1,9 @@
 """`make results-small`: repeat one short training and see whether its accuracy still lies where it lay.
 
     python scripts/results_small.py                    # one seed, some minutes; exit code 1 out of the band
-    python scripts/results_small.py --measure-band     # seeds 0 to 4; writes results_small.json beside this script
+    python scripts/results_small.py --measure-band     # all seeds; writes results_small.json beside this script
+
+What is trained says benchmarks/grids/results-small.yaml; `scaledyolo ablate` trains and measures it.
 
 The band is the range in which one further seed lies with 99 % probability, if seeds differ as the measured ones do
 (prediction interval of a normal distribution with Student's t). A run out of it, above or below, means that the code
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import shutil
 import statistics
 import sys
@@ -22,20 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from run_records import ROOT, RunRecord, data_folder, train_and_measure
+import yaml
+from run_records import ROOT, RunRecord, data_folder, read_record, scaledyolo
 from scipy import stats
 
 from scaledyolo.data.formats import open_dataset
 from scaledyolo.errors import FormatError, ScaledYoloError
 from scaledyolo.files import atomic_file
+from scaledyolo.train.machine import code_fingerprint
 
 BAND_FILE = Path(__file__).with_suffix(".json")
+GRID_FILE = ROOT / "benchmarks" / "grids" / "results-small.yaml"
+LEAST_SEEDS = 3
 PROBABILITY = 0.99
 FIGURES = ("ap", "ap50")
 EXIT_OUT_OF_BAND, EXIT_ERROR = 1, 2
-
-# What is repeated. Changing it makes the stored band worthless: measure it anew.
-TRAINING = "--recipe small --size 256 --epochs 20 --set schedule.plain_epochs=4 --evaluate-every 5"
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,29 @@ class Options:
 
     data: str = "bccd"
     """Data set: a folder below ../shared/data, or a path."""
-    seed: int = 0
-    """Of the run that is compared."""
     measure_band: bool = False
-    """Run the seeds of --seeds and store what they give as the band."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of the band."""
+    """Run all seeds of the grid and store what they give as the band; goes on where it was stopped."""
+    grid: Path = GRID_FILE
+    """What is trained. Its first seed is what is compared with the band of all."""
     band: Path = BAND_FILE
     """Where the band is stored."""
     out: Path = ROOT / "runs" / "results-small"
-    """Folder of the runs; those of before are deleted."""
-    train: str = TRAINING
-    """Options of the training, as --train="..."; other ones need a band of their own."""
+    """Folder of the runs."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One seed of the grid, trained and measured on the test images."""
+
+    seed: int
+    ap: float
+    ap50: float
+    minutes: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As they are stored."""
+        return {"ap": round(self.ap, 4), "ap50": round(self.ap50, 4), "minutes": round(self.minutes, 2)}
 
 
 @dataclass(frozen=True)
@@ -85,47 +98,71 @@ class Band:
         return f"[{self.low:.3f}, {self.high:.3f}]"
 
 
-def run_seed(options: Options, seed: int) -> RunRecord:
-    """One training of the fixed kind, from the beginning."""
-    folder = options.out / f"seed{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    return train_and_measure(folder, (*shlex.split(options.train), "--seed", str(seed)), data_folder(options.data))
+def run(grid: Mapping[str, Any], data: Path, folder: Path) -> tuple[list[Trained], RunRecord]:
+    """Run the seeds of a grid of one network and one recipe; what is done in ``folder`` is not done again.
+
+    Returns:
+        The seeds, and the record of the first run.
+
+    Raises:
+        CommandError: a training or measurement is not possible.
+        FormatError: a training diverged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / "grid.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(dict(grid)), encoding="utf-8")
+    told = scaledyolo("ablate", str(folder / "grid.yaml"), "--data", str(data), "--out", str(folder), "--json")
+    cells = json.loads(told)["cells"]
+    for cell in cells:
+        if cell["failure"]:
+            raise FormatError(f"seed {cell['seed']}: {cell['failure']}")
+    first = cells[0]
+    record = read_record(folder / f"{first['spec']}--{first['recipe']}--seed{first['seed']}")
+    return [Trained(cell["seed"], cell["ap"], cell["ap50"], cell["minutes"]) for cell in cells], record
 
 
 def measure_band(options: Options) -> int:
     """Run all seeds and store their figures."""
-    if len(options.seeds) < 3:
-        raise FormatError("a band needs at least three seeds")
-    records = {seed: run_seed(options, seed) for seed in options.seeds}
-    first = next(iter(records.values()))
+    grid, data = read_grid(options.grid), data_folder(options.data)
+    if len(grid["seeds"]) < LEAST_SEEDS:
+        raise FormatError(f"{options.grid}: a band needs at least {LEAST_SEEDS} seeds, it has {len(grid['seeds'])}")
+    # Of other code nothing is taken over.
+    trained, record = run(grid, data, options.out / f"band-{code_fingerprint()[:12]}")
     document = {
-        "training": options.train,
-        "data": fingerprints(data_folder(options.data)),
-        "commit": first.commit,
-        "machine": first.machine,
-        "seeds": {str(seed): figures_of(record) for seed, record in records.items()},
+        "training": deciding(grid),
+        "data": fingerprints(data),
+        "commit": record.commit,
+        "machine": record.machine,
+        "seeds": {str(item.seed): item.figures for item in trained},
     }
     with atomic_file(options.band) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for name, band in bands(document).items():
-        print(f"{name}: {', '.join(f'{value:.3f}' for value in band.values)}; band {band}")
+        print(f"{name.upper()}: {', '.join(f'{value:.3f}' for value in band.values)}; band {band}")
     print(f"{options.band}: written")
     return 0
+
+
+def read_grid(path: Path) -> Mapping[str, Any]:
+    """The grid file as plain values; `ablate` checks them.
+
+    Raises:
+        FormatError: it cannot be read.
+    """
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise FormatError(f"{path}: no readable grid ({' '.join(str(error).split())})") from None
+
+
+def deciding(grid: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a grid decides its figures."""
+    return {key: value for key, value in grid.items() if key not in ("seeds", "about", "minutes", "name")}
 
 
 def fingerprints(data: Path) -> dict[str, str]:
     """What identifies the images and boxes of each split."""
     return {split: open_dataset(data, split).fingerprint for split in ("train", "val", "test")}
-
-
-def figures_of(record: RunRecord) -> dict[str, float]:
-    """Test AP and AP50 of a run and its seconds, rounded as they are stored."""
-    assert record.result is not None
-    return {
-        "ap": round(record.result.ap, 4),
-        "ap50": round(record.result.ap50, 4),
-        "seconds": round(record.result.seconds, 1),
-    }
 
 
 def bands(document: Mapping[str, Any]) -> dict[str, Band]:
@@ -135,19 +172,17 @@ def bands(document: Mapping[str, Any]) -> dict[str, Band]:
 
 def compare(options: Options) -> int:
     """Run one seed and say whether it lies in the band."""
-    document = read_band(options.band)
-    if document["training"] != options.train:
-        raise FormatError(
-            f"{options.band}: measured with another training ({document['training']}); measure it anew with "
-            "--measure-band"
-        )
-    if document["data"] != fingerprints(data_folder(options.data)):
+    document, grid, data = read_band(options.band), read_grid(options.grid), data_folder(options.data)
+    if document["training"] != deciding(grid):
+        raise FormatError(f"{options.band}: measured with another training; measure it anew with --measure-band")
+    if document["data"] != fingerprints(data):
         raise FormatError(f"{options.data}: not the images and boxes that the band was measured on")
-    record = run_seed(options, options.seed)
-    found = figures_of(record)
-    print(f"seed {options.seed}: {record.seconds:.0f} s of training on {record.machine}")
+    folder = options.out / "compared"
+    shutil.rmtree(folder, ignore_errors=True)
+    (found,), record = run({**grid, "seeds": grid["seeds"][:1]}, data, folder)
+    print(f"seed {found.seed}: {found.minutes:.1f} minutes of training on {record.machine}")
     print(f"the band is of commit {document['commit'][:12]} on {document['machine']}")
-    verdict = judge(found, bands(document))
+    verdict = judge(found.figures, bands(document))
     print(verdict)
     return 0 if verdict.startswith("in the band") else EXIT_OUT_OF_BAND
 

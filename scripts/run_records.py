@@ -1,7 +1,7 @@
-"""What trainings left behind, read back for tables, plots and the model card; and one training with its measurement.
+"""What trainings left behind, read back for plots, the model card and the regression guard.
 
-A run folder of ``scaledyolo train`` holds ``run.json`` and ``epochs.csv``; :func:`train_and_measure` adds
-``result.json``, the figures of the best checkpoint on a split that the training never saw.
+A run folder of ``scaledyolo train`` holds ``run.json`` and ``epochs.csv``; a cell of ``scaledyolo ablate`` has
+``result.json`` too, the figures of its best checkpoint on images that the training never saw.
 """
 
 from __future__ import annotations
@@ -13,35 +13,20 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scaledyolo.checkpoint import load_description
 from scaledyolo.errors import DataError, FormatError, ScaledYoloError
-from scaledyolo.files import atomic_file
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("SCALEDYOLO_SHARED", ROOT / ".." / "shared")).resolve()
 RUN_FILE, EPOCHS_FILE, RESULT_FILE = "run.json", "epochs.csv", "result.json"
 
 
-class TrainingError(ScaledYoloError):
-    """A training or evaluation ended with an error; names the command and what it said."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Figures of the best checkpoint of a run on a split that it never saw, and what they cost."""
-
-    ap: float
-    ap50: float
-    class_ap: Mapping[str, float | None]
-    split: str
-    seconds: float  # of training, evaluation and saving included
-    epochs: int
-    best_epoch: int
+class CommandError(ScaledYoloError):
+    """A command ended with an error; names it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """The folder below which `train` made its own, or the folder itself."""
+        """Its folder, or the one below which `train` made its own."""
         return self.folder.parent.name if self.folder.name == "train" else self.folder.name
 
     @property
@@ -86,10 +71,11 @@ class RunRecord:
         return f"{environment['processor']}, {threads} thread{'' if threads == 1 else 's'}, {precision}"
 
     @cached_property
-    def result(self) -> Result | None:
-        """What :func:`train_and_measure` found, or None."""
+    def test_ap(self) -> float | None:
+        """AP on the test images where `ablate` measured it, else None."""
         path = self.folder / RESULT_FILE
-        return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        ap = json.loads(path.read_text(encoding="utf-8"))["ap"] if path.is_file() else None
+        return None if ap is None else float(ap)
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -152,54 +138,13 @@ def data_folder(name: str) -> Path:
     return path
 
 
-def train_and_measure(folder: Path, words: Sequence[str], data: Path, *, split: str = "test") -> RunRecord:
-    """Train into ``folder/train`` and measure its best checkpoint; what is done already is not done again.
-
-    Args:
-        folder: of this run; a training that was interrupted there is taken up again.
-        words: options of `scaledyolo train` besides --data and --out.
-        data: what to learn from.
-        split: what to measure on.
-
-    Raises:
-        TrainingError: a command ended with an error.
-    """
-    run = folder / "train"
-    if not (run / RESULT_FILE).is_file():
-        more = (
-            ("--resume", str(run))
-            if (run / RUN_FILE).is_file()
-            else ("--data", str(data), "--out", str(folder), *words)
-        )
-        scaledyolo("train", *more)
-        _write_result(run, data, split)
-    return read_record(run)
-
-
-def _write_result(run: Path, data: Path, split: str) -> None:
-    best = run / "best.safetensors"
-    figures = json.loads(scaledyolo("eval", str(best), "--data", str(data), "--split", split, "--json"))
-    record = read_record(run)
-    result = Result(
-        ap=figures["AP"],
-        ap50=figures["AP50"],
-        class_ap=figures["class_ap"],
-        split=split,
-        seconds=record.seconds,
-        epochs=len(record.epochs),
-        best_epoch=int(load_description(best).provenance["epochs"]),
-    )
-    with atomic_file(run / RESULT_FILE) as temporary:
-        temporary.write_text(json.dumps(asdict(result), indent=1) + "\n", encoding="utf-8")
-
-
 def scaledyolo(*words: str) -> str:
     """Run the command in a process of its own; its progress is shown, its standard output returned.
 
     Raises:
-        TrainingError: it ended with an error.
+        CommandError: it ended with an error.
     """
     done = subprocess.run([sys.executable, "-m", "scaledyolo", *words], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise TrainingError(f"{repeatable(('', *words))} ended with code {done.returncode}; its reason stands above")
+        raise CommandError(f"{repeatable(('', *words))} ended with code {done.returncode}; its reason stands above")
     return done.stdout

@@ -37,6 +37,7 @@ def write_run(
         "seed": 0,
         "git_commit": "0123456789abcdef",
         "data_fingerprints": {"train": "a", "val": "b"},
+        "spec": {"name": "yolov4-tiny", "size": 416},
         "recipes": [{"name": "small", "batch": 16}],
         "settings": {"precision": "bf16"},
         "environment": {"processor": "A Processor", "threads": 2},
@@ -52,8 +53,7 @@ def write_run(
         for epoch, (seconds, ap) in enumerate(curve, start=2):
             writer.writerow({"epoch": epoch, "box": 0.1, "seconds": seconds, "ap": ap, "ap50": 2 * ap})
     if result is not None:
-        whole = {"class_ap": {}, "split": "test", "seconds": curve[-1][0], "epochs": len(curve) + 1, "best_epoch": 2}
-        (folder / "result.json").write_text(json.dumps({**whole, **result}))
+        (folder / "result.json").write_text(json.dumps({"format": "scaledyolo-ablation/1", **result}))
     return folder
 
 

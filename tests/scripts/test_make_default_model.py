@@ -118,7 +118,15 @@ def test_the_file_is_half_as_large_loads_everywhere_and_says_where_it_comes_from
 def test_the_same_checkpoint_gives_the_same_bytes_in_another_process(maker, make, data, run, tmp_path):
     _, out, _ = make()
     other = tmp_path / "other.safetensors"
-    words = (str(run / "best.safetensors"), "--data", str(data), "--out", str(other), "--card", str(tmp_path / "card.md"))
+    words = (
+        str(run / "best.safetensors"),
+        "--data",
+        str(data),
+        "--out",
+        str(other),
+        "--card",
+        str(tmp_path / "card.md"),
+    )
     subprocess.run([sys.executable, maker.__file__, *words], check=True, timeout=120)
     assert other.read_bytes() == out.read_bytes()
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scaledyolo.bench.rows import Row
+
 
 @pytest.fixture
 def records(script):
@@ -18,11 +20,11 @@ def records(script):
 
 @pytest.fixture
 def runs(tmp_path, run_folder) -> list[Path]:
-    """Two runs of different networks, one measured on the test split, and one seed of an experiment."""
-    run_folder(tmp_path / "tiny" / "train", ((300.0, 0.2), (600.0, 0.4)), {"ap": 0.38, "ap50": 0.7})
-    run_folder(tmp_path / "csp" / "train", ((900.0, 0.3), (1800.0, 0.5)))
-    run_folder(tmp_path / "ema-slow" / "seed0" / "train", ((300.0, 0.1),))
-    return [tmp_path / "tiny", tmp_path / "csp" / "train", tmp_path / "ema-slow" / "seed0"]
+    """Two runs of different networks, one of them a cell of `ablate`, measured on the test images."""
+    run_folder(tmp_path / "tiny--small--seed0", ((300.0, 0.2), (600.0, 0.4)), {"ap": 0.38})
+    spec = {"name": "yolov4-csp-s", "size": 320}
+    run_folder(tmp_path / "csp" / "train", ((900.0, 0.5), (1800.0, 0.45)), spec=spec)
+    return [tmp_path / "tiny--small--seed0", tmp_path / "csp"]
 
 
 def options(records, runs: list[Path], **changes: object):
@@ -30,18 +32,36 @@ def options(records, runs: list[Path], **changes: object):
 
 
 def test_runs_are_read_with_minutes_and_the_test_figure_where_there_is_one(records, runs):
-    tiny, csp, seed = records.entries(options(records, runs))
-    assert (tiny.name, csp.name, seed.name) == ("tiny", "csp", "ema-slow")
+    tiny, csp = records.entries(options(records, runs))
+    assert (tiny.name, csp.name) == ("tiny--small--seed0", "csp")
     assert tiny.curve == [(5.0, 0.2), (10.0, 0.4)]
     assert (tiny.minutes, tiny.ap) == (10.0, 0.38)
     assert (csp.minutes, csp.ap) == (30.0, 0.5)
 
 
+def row(model: str, side: int, median_ms: float, **changes: object) -> dict[str, object]:
+    """What `bench --json` says of one way to run a network."""
+    return Row(model=model, size=(side, side), batch=1, engine="openvino", precision="float32", median_ms=median_ms,
+               **changes).to_dict()  # fmt: skip
+
+
+def test_a_run_has_the_latency_of_its_network_at_its_size(records, runs, tmp_path):
+    rows = [
+        row("yolov4-tiny", 416, 9.0), row("yolov4-tiny", 416, 7.0, ), row("yolov4-tiny", 320, 4.0),
+        row("yolov4-tiny", 416, 8.0) | {"engine": "onnxruntime"},
+        row("yolov4-tiny", 416, 1.0, end_to_end=True), row("yolov4-tiny", 416, 1.0) | {"batch": 8},
+        row("yolov4-csp-s", 320, 1.0, error="it failed"), row("yolov4-csp-s", 320, 20.0),
+    ]  # fmt: skip
+    (tmp_path / "bench.json").write_text(json.dumps(rows))
+    for engine, expected in (("", [7.0, 20.0]), ("onnxruntime", [8.0, None])):
+        found = records.entries(options(records, runs, latency=tmp_path / "bench.json", engine=engine))
+        assert [entry.latency_ms for entry in found] == expected
+
+
 def test_points_lie_where_the_figures_are(records, runs, tmp_path):
     (tmp_path / "ms.json").write_text(json.dumps({"tiny": 4.0, "csp": 20.0}))
-    chosen = options(records, runs, latency=tmp_path / "ms.json", point=(("rival", 17.8, 0.45),))
-    figure = records.draw(records.entries(chosen), chosen)
-    training, latency = figure.axes
+    chosen = options(records, runs, names=("tiny", "csp"), latency=tmp_path / "ms.json", point=(("rival", 17.8, 0.45),))
+    training, latency = records.draw(records.entries(chosen), chosen).axes
     dots = {
         line.get_label().split(":")[0]: line.get_xydata()[0] for line in training.lines if line.get_label()[0] != "_"
     }
@@ -81,7 +101,7 @@ def test_what_is_missing_is_told_in_one_line(records, runs, tmp_path, run_folder
         "not the folder of a training": [str(tmp_path / "pictures")],
         "never evaluated": [str(young)],
         "nothing to draw": [],
-        "2 names for 3 runs": [*map(str, runs), "--names", "a", "b"],
+        "1 names for 2 runs": [*map(str, runs), "--names", "a"],
         "bad.json": [*map(str, runs), "--latency", str(tmp_path / "bad.json")],
     }
     for words, arguments in cases.items():
