@@ -27,10 +27,10 @@ class Eval:
 
     model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
     """Checkpoint (.safetensors), Darknet cfg and weights, the name of official weights, or default."""
-    data: Path
-    """Folder or file of the data set."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")]
+    """Folders or files of data sets, taken as one, their classes merged by name."""
     split: str = "val"
-    """Split to measure on."""
+    """What to measure on: a split, all, a .txt file that lists images, or a share of any of these: train[80%:]."""
     protocol: str = "coco"
     """Thresholds: coco (0.001, NMS 0.65), training (0.001, 0.6), darknet-map (0.005, 0.45), opencv-darknet."""
     compare: Path | None = None
@@ -65,7 +65,7 @@ class Eval:
     """What to do with broken labels and images."""
 
     def run(self) -> int:
-        from scaledyolo.data.formats import open_dataset
+        from scaledyolo.data.selection import open_part
         from scaledyolo.evaluate.analysis import analyse
         from scaledyolo.evaluate.protocols import protocol
         from scaledyolo.evaluate.run import ground_truth
@@ -73,7 +73,7 @@ class Eval:
 
         rules = protocol(self.protocol)
         detector = self._detector(model_source(self.model), self.merge, self.ensemble, self.subnet)
-        dataset = open_dataset(self.data, self.split, bad=self.bad)
+        dataset = open_part(self.data, self.split, bad=self.bad)
         truth = ground_truth(dataset)
         found = self._predict(detector, dataset, rules)
         analysis = analyse(truth, found, protocol=rules, confidence=self.conf)

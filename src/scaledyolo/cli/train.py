@@ -15,15 +15,16 @@ if TYPE_CHECKING:
     from scaledyolo.checkpoint import Checkpoint
     from scaledyolo.train.manifest import Run
     from scaledyolo.train.recipe import Recipe
-    from scaledyolo.train.settings import Settings
+    from scaledyolo.train.settings import DataSource, Settings
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a network of the family on a data set in COCO, YOLO or VOC format; or take up a run again."""
 
-    data: Path | None = None
-    """Folder or file of the data set; its format is recognised by looking. With --resume: where it lies now."""
+    data: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH ...")] = ()
+    """Folders or files of data sets, learnt from as one, their classes merged by name; the format is recognised by
+    looking. With --resume: where they lie now."""
     model: str = "yolov4-tiny"
     """Zoo name or spec file; the number of classes follows the data."""
     recipe: str = "small"
@@ -42,9 +43,12 @@ class Train:
     size: int | None = None
     """Side of the network input in pixels; by default the model's own."""
     split: str = "train"
-    """Split to learn from."""
+    """What to learn from: a split, all, a .txt file that lists images, or a share of any of these: train[:80%]."""
     val_split: str = "val"
-    """Split by which the best epoch is chosen."""
+    """What to choose the best epoch by: likewise, or the share of --split that is kept apart for it, such as 0.2."""
+    transform: str | None = None
+    """Your own augmentation, applied last, as module:object: my_transforms:pipeline of my_transforms.py in the current
+    folder; Albumentations, torchvision v2, or a function of sample and generator. Its code is run."""
     out: Path = Path("runs")
     """Folder of all runs; each makes a new folder below."""
     resume: Path | None = None
@@ -68,7 +72,7 @@ class Train:
     save_every: float = 300.0
     """Seconds between saves within an epoch; every epoch is saved anyway."""
     patience: int = 0
-    """Stop after so many epochs without a better one; 0: never."""
+    """Stop after so many epochs of the last stage without a better one; 0: never."""
     on_nonfinite: Literal["stop", "rollback"] = "stop"
     """What to do when the loss is no number."""
     freeze: int = 0
@@ -118,20 +122,24 @@ class Train:
         run = read_run(folder)
         if run.data is None:
             raise UsageError(f"{folder}: began in Python, with data unknown to the command line; resume it in Python")
-        path = run.data.path if self.data is None else str(self.data)
-        if self.data is None and not Path(path).exists():
-            raise DataError(f"{folder}: its data {path} is not there any more; say with --data where it lies now")
-        return replace(run, data=replace(run.data, path=path))
+        if self.data:
+            return replace(run, data=replace(run.data, paths=tuple(map(str, self.data))))
+        gone = [path for path in run.data.paths if not Path(path).exists()]
+        if gone:
+            raise DataError(f"{folder}: its data {gone[0]} is not there any more; say with --data where it lies now")
+        return run
 
     def _new_run(self) -> tuple[Run, Checkpoint | None]:
         """The run that the options describe; its class count is still that of the spec."""
         from scaledyolo.cli.options import model_source
+        from scaledyolo.data.plugins import load_transform
         from scaledyolo.model import load_model
         from scaledyolo.train.manifest import Run
-        from scaledyolo.train.settings import DataSource
 
-        if self.data is None:
+        if not self.data:
             raise UsageError("nothing to learn from; give --data, or --resume with the folder of a run")
+        if self.transform is not None:
+            load_transform(self.transform)  # whether it can be is said before a folder is made
         recipe, changes = self._recipe()
         start = load_model(model_source((self.weights,))) if self.weights else None
         spec = self._spec(recipe, start)
@@ -140,9 +148,16 @@ class Train:
         stages = recipe.stages(*changes) if start is None else (recipe,)
         if self.memory is not None:
             stages = self._fit_memory(self.memory, stages, spec, settings)
-        # The whole path, so that a resume finds it from anywhere.
-        source = DataSource(str(self.data.expanduser().absolute()), self.split, self.val_split, self.bad)
-        return Run(spec=spec, recipes=stages, settings=settings, data=source), start
+        return Run(spec=spec, recipes=stages, settings=settings, data=self._source()), start
+
+    def _source(self) -> DataSource:
+        """The data with whole paths, so that a resume finds it from anywhere."""
+        from scaledyolo.data.selection import parse_pair
+        from scaledyolo.train.settings import DataSource
+
+        part, val_part = parse_pair(self.split, self.val_split)
+        paths = tuple(str(path.expanduser().absolute()) for path in self.data)
+        return DataSource(paths, str(part.absolute()), str(val_part.absolute()), self.bad)
 
     def _settings(self) -> Settings:
         from scaledyolo.train.machine import device_type, resolve_precision
@@ -165,6 +180,7 @@ class Train:
             freeze_norm=self.freeze_norm,
             compile=self.compile,
             services=self.log,
+            transform=self.transform or "",
             timeout=self.timeout,
         )
 
@@ -184,17 +200,13 @@ class Train:
         return recipe.replace(*changes), changes
 
     def _spec(self, recipe: Recipe, start: Checkpoint | None) -> ModelSpec:
-        from scaledyolo.cli.options import sized
         from scaledyolo.model import load_spec
+        from scaledyolo.train.prepare import spec_for_training
 
         spec = start.spec if start is not None and self.model == type(self).model else load_spec(self.model)
         if spec is None:
             raise UsageError(f"{self.weights}: its network is no spec of the family; name one with --model")
-        spec = sized(spec, self.size or recipe.size)
-        if recipe.assignment.rule == "scaled":
-            # The neighbour cells of this assignment lie outside what the exponential decoding can say.
-            spec = replace(spec, decoding="sigmoid-squared", scale_xy=())
-        return replace(spec, resize="letterbox")
+        return spec_for_training(spec, recipe, self.size or 0)
 
     def _fit_memory(self, memory: str, stages: tuple[Recipe, ...], spec: ModelSpec, settings: Settings) -> Any:
         from scaledyolo.arch.lower import lower

@@ -86,7 +86,7 @@ def _open(path: Path, split: str | None, names: Sequence[str] | None, bad: Polic
 def _open_all(path: Path, names: Sequence[str] | None, bad: Policy, check: ImageCheck) -> Dataset:
     """All splits as one data set, an image that several of them name once."""
     splits = split_names(path)
-    if not splits or recognise(path) == "voc":
+    if not splits or (path.is_dir() and recognise(path) == "voc"):
         return _open(path, None, names, bad, check)
     parts = [_open(path, split, names, bad, check) for split in splits]
     return replace(without_repeats(concatenate(parts, classes="merge")), source=f"{path} [all]")

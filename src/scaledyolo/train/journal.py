@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,47 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scaledyolo.errors import MissingPackageError, UsageError, nearest
 from scaledyolo.files import atomic_file
 
 STEPS_PER_SCALAR = 20  # training scalars are logged every so many batches
-
-
-def _wandb(folder: Path) -> Any:
-    from lightning.pytorch.loggers import WandbLogger
-
-    return WandbLogger(save_dir=folder)
-
-
-def _mlflow(folder: Path) -> Any:
-    from lightning.pytorch.loggers import MLFlowLogger
-
-    return MLFlowLogger(save_dir=str(folder))
-
-
-SERVICES: Mapping[str, Callable[[Path], Any]] = {"wandb": _wandb, "mlflow": _mlflow}
-
-
-def open_services(names: tuple[str, ...], folder: Path) -> list[Any]:
-    """Loggers by name, TensorBoard first.
-
-    Raises:
-        UsageError: there is no such service.
-        MissingPackageError: its package is not installed.
-    """
-    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-    loggers: list[Any] = [TensorBoardLogger(folder, name="tensorboard", version="")]
-    for name in names:
-        if name not in SERVICES:
-            raise UsageError(f"there is no log service {name!r}.{nearest(name, SERVICES)}")
-        try:
-            loggers.append(SERVICES[name](folder))
-        except ImportError as error:
-            raise MissingPackageError(
-                f"--log {name} needs more packages ({error}); pip install lightning {name}"
-            ) from None
-    return loggers
+_REFRESHES = 2.0  # of the progress bar, in a second
 
 
 @dataclass
@@ -85,6 +48,7 @@ class Journal:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
+            refresh_per_second=_REFRESHES,  # a thread draws it, on a core that the training wants
             disable=not self.console.is_terminal,
         )
         label = f"{epoch + 1}/{self.total_epochs}"
@@ -111,6 +75,11 @@ class Journal:
             logger.save()
         line = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
         self.console.print(f"epoch {epoch + 1}/{self.total_epochs}  {line}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Tell the services that the run is complete."""
+        for logger in self.loggers:
+            logger.finalize("success")
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""

@@ -52,6 +52,7 @@ def fit(t: Training) -> Mapping[str, float]:
             t.journal.say(f"no better for {t.settings.patience} epochs; stopping early")
             break
     t.journal.say(farewell(t))
+    t.journal.close()
     return last
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.data.plugins import transform_fingerprint
 from scaledyolo.errors import CheckpointError, ScaledYoloError
 from scaledyolo.files import atomic_file
 from scaledyolo.strict import from_mapping, to_mapping
@@ -34,6 +35,11 @@ class Run:
     settings: Settings
     data: DataSource | None = None  # None for data sets made in Python, whose run the command line cannot resume
 
+    def parameters(self) -> dict[str, Any]:
+        """Network, seed and every value of the last recipe, flat, for the services that compare runs."""
+        known = {"model": self.spec.name, "size": self.spec.size, "seed": self.settings.seed}
+        return {**known, **_flat(to_mapping(self.recipes[-1]), "recipe.")}
+
     def facts(self, fingerprints: Mapping[str, str | None]) -> dict[str, Any]:
         """What a resumed run must have in common with the saved one, as plain values."""
         return {
@@ -41,7 +47,16 @@ class Run:
             "recipes": [to_mapping(recipe) for recipe in self.recipes],
             "seed": self.settings.seed,
             "data_fingerprints": dict(fingerprints),
+            "transform": transform_fingerprint(self.settings.transform) if self.settings.transform else None,
         }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by points."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def completed(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +120,8 @@ def read_run(folder: Path) -> Run:
         raise CheckpointError(f"{path}: not written by this version; start a new run with --weights")
     try:
         data = document["data"]
+        if isinstance(data, dict) and "path" in data:  # runs begun when there was one source
+            data = {"paths": [data["path"]], **{key: value for key, value in data.items() if key != "path"}}
         return Run(
             spec=ModelSpec.from_dict(document["spec"]),
             recipes=tuple(from_mapping(Recipe, recipe, where, CheckpointError) for recipe in document["recipes"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from scaledyolo.data.cache import ImageSource
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.loader import LoaderConfig, TrainLoader
 from scaledyolo.data.order import Shard
+from scaledyolo.data.plugins import load_transform
 from scaledyolo.errors import DataError, UsageError
 from scaledyolo.net.initialise import initialise
 from scaledyolo.net.network import Network
@@ -84,6 +86,22 @@ def prepare(
     return training
 
 
+def spec_for_training(spec: ModelSpec, recipe: Recipe, size: int = 0) -> ModelSpec:
+    """The network as the recipe can train it, at ``size`` or the recipe's size or its own.
+
+    Raises:
+        SpecError: the size is not a multiple of its largest stride.
+    """
+    side = size or recipe.size
+    if side:
+        lower(spec).check_size(side, side)
+        spec = spec.with_size(side)
+    if recipe.assignment.rule == "scaled":
+        # The neighbour cells of this assignment lie outside what the exponential decoding can say.
+        spec = replace(spec, decoding="sigmoid-squared", scale_xy=())
+    return replace(spec, resize="letterbox")
+
+
 def make_network(graph: Graph, settings: Settings) -> Network:
     """A fresh network, its weights determined by the seed."""
     network = Network(graph, logits=True)
@@ -107,6 +125,7 @@ def make_loaders(
     if batch % shard.world_size:
         raise UsageError(f"a batch of {batch} images cannot be shared by {shard.world_size} processes evenly")
     source = ImageSource(data, graph.height, cache=settings.cache)
+    transform = load_transform(settings.transform) if settings.transform else None
     loaders = []
     for recipe in recipes:
         zoom = recipe.multi_scale
@@ -121,7 +140,7 @@ def make_loaders(
             first_size=recipe.first_size,
             growing_epochs=round(recipe.full_size_from * recipe.schedule.epochs),
         )
-        loaders.append(TrainLoader(source, config, recipe.augmentation, shard=shard))
+        loaders.append(TrainLoader(source, config, recipe.augmentation, shard=shard, transform=transform))
     return loaders
 
 

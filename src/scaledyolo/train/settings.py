@@ -7,8 +7,8 @@ from typing import Literal
 
 from scaledyolo.data.cache import CacheKind
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.data.formats import open_dataset
 from scaledyolo.data.problems import Policy
+from scaledyolo.data.selection import open_pair
 from scaledyolo.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -28,13 +28,14 @@ class Settings:
     workers: int = 1  # threads that prepare data
     cache: CacheKind = "ram"
     evaluate_every: int = 1  # epochs; the last epoch is always evaluated
-    patience: int = 0  # epochs without a better one after which to stop; 0: never
+    patience: int = 0  # epochs of the last stage without a better one after which to stop; 0: never
     save_every: float = 300.0  # seconds between saves within an epoch; every epoch is saved anyway
     on_nonfinite: OnNonFinite = "stop"
     freeze: int = 0  # backbone stages that stay as they are, the stem included
     freeze_norm: bool = False  # running statistics of normalisations stay as they are
     compile: bool = False
     services: tuple[str, ...] = ()
+    transform: str = ""  # module:object of the user's own augmentation, which comes last; see data.plugins
     quiet: bool = False
     timeout: float = 1800.0  # seconds that a process waits for the others before it gives up
 
@@ -55,8 +56,8 @@ class Settings:
 class DataSource:
     """Where the images come from, so that a run can be taken up again."""
 
-    path: str
-    split: str = "train"
+    paths: tuple[str, ...]  # data sets that are learnt from as one, their classes merged by name
+    split: str = "train"  # see scaledyolo.data.selection
     val_split: str = "val"
     bad: Policy = "fix"
 
@@ -64,7 +65,7 @@ class DataSource:
         """Images to learn from and images to choose the best epoch by, with the same classes.
 
         Raises:
-            DataError: nothing usable is there.
+            DataError: nothing usable is there, or the classes do not fit together.
+            UsageError: a split cannot be understood.
         """
-        train = open_dataset(self.path, self.split, bad=self.bad)
-        return train, open_dataset(self.path, self.val_split, bad=self.bad, names=train.names)
+        return open_pair(self.paths, self.split, self.val_split, bad=self.bad)

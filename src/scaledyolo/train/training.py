@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from scaledyolo.checkpoint import Checkpoint, save_checkpoint
+from scaledyolo.data.canvases import Canvases
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.loader import TrainLoader
 from scaledyolo.data.order import image_weights
@@ -28,13 +29,14 @@ from scaledyolo.evaluate.run import ground_truth, predict
 from scaledyolo.net.network import Network
 from scaledyolo.subnet import TRAINED_SUBNETS
 from scaledyolo.train.guard import Guard, NonFiniteError
-from scaledyolo.train.journal import Journal, open_services
+from scaledyolo.train.journal import Journal
 from scaledyolo.train.manifest import Run, completed
 from scaledyolo.train.optim import make_ema, make_optimizer, warmup_steps
 from scaledyolo.train.processes import Processes
 from scaledyolo.train.progress import Progress
 from scaledyolo.train.recipe import Recipe
 from scaledyolo.train.sandwich import InnerNetwork, Sandwich
+from scaledyolo.train.services import open_services
 from scaledyolo.train.state import SavedState, load_state, save_state
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 STATE_FILE = "state.safetensors"
 LAST_FILE = "last.safetensors"
 BEST_FILE = "best.safetensors"
+
+# What a resumed run must have in common with the saved one, besides the images.
+_FACTS = {"spec": "the model", "recipes": "the recipe", "seed": "the seed", "transform": "the code of the transform"}
 
 # Going back more often than this in one epoch means that it is not a bad batch.
 MOST_ROLLBACKS = 10
@@ -72,11 +77,12 @@ class Training:
         self.bare = network
         self.progress = Progress(epoch=run.recipes[0].schedule.first_epoch)
         self.progress.step = self.progress.epoch * len(loaders[0])
-        services = open_services(run.settings.services, folder) if fabric.is_global_zero else []
+        services = open_services(run.settings.services, folder, run.parameters()) if fabric.is_global_zero else []
         self.journal = Journal(
             folder, run.recipes[-1].schedule.epochs, services, run.settings.quiet, first_rank=fabric.is_global_zero
         )
         self.sandwiches = [Sandwich(self.graph, recipe.subnets, run.settings.seed) for recipe in run.recipes]
+        self._canvases: Canvases | None = None
         self._saved_at = time.monotonic()
         self._rollbacks = (-1, 0)  # the epoch, and how often we went back in it
 
@@ -163,13 +169,26 @@ class Training:
         return self.val_data is not None and (is_last or epoch % self.settings.evaluate_every == 0)
 
     def is_stale(self) -> bool:
-        """Whether too many epochs of the last stage passed without a better one."""
+        """Whether too many epochs of the last stage passed without a better one, and the latest was looked at.
+
+        Stages before run to their end: the next begins on the learning rate that they lead up to.
+        """
         patience, begun = self.settings.patience, self.recipes[-1].schedule.first_epoch
-        return patience > 0 and self.progress.epoch - max(self.progress.best_epoch, begun) >= patience
+        if patience < 1 or not self.evaluation_is_due():
+            return False
+        return self.progress.epoch - max(self.progress.best_epoch, begun) >= patience
 
     def evaluate(self) -> CocoMetrics:
         """COCO metrics of the moving average on the validation images, each seen by exactly one process."""
         assert self.val_data is not None
+        if self._canvases is None:  # the images to choose by are decoded once, as those to learn from
+            self._canvases = Canvases(
+                self.val_data,
+                self.graph.height,
+                self.graph.width,
+                resize=self.graph.resize,
+                cache=self.settings.cache,
+            )
         self.processes.copy_first(self.ema.module)
         found = predict(
             self.val_data,
@@ -178,9 +197,9 @@ class Training:
             self.graph.height,
             self.graph.width,
             TRAINING,
-            resize=self.graph.resize,
             batch=min(self.recipe.batch, 16),
             indices=range(self.processes.rank, len(self.val_data), self.processes.count),
+            canvases=self._canvases,
         )
         return coco_metrics(ground_truth(self.val_data), gathered(self.processes, found))
 
@@ -261,7 +280,7 @@ class Training:
 
         Raises:
             DataError: images or their boxes changed since.
-            UsageError: model, recipe or seed differ from those of the saved run.
+            UsageError: model, recipe, seed or the user's transform differ from those of the saved run.
         """
         mine, saved = self.facts(), completed(state.facts)
         for split, known in state.facts.get("data_fingerprints", {}).items():
@@ -270,7 +289,7 @@ class Training:
                     f"{state.path}: the {split} data changed since this run began; restore it, or start a new run "
                     f"with --weights {self.folder / LAST_FILE}"
                 )
-        for key, what in (("spec", "the model"), ("recipes", "the recipe"), ("seed", "the seed")):
+        for key, what in _FACTS.items():
             if saved.get(key) != mine[key]:
                 raise UsageError(f"{state.path}: {what} differs from that of the run; a resume takes it as it was")
         self._restore(state)
