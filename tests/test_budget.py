@@ -263,7 +263,7 @@ def test_it_changes_over_when_the_machine_slows(narrow, speed, monkeypatch):
         return run(self, images)
 
     monkeypatch.setattr(Detector, "candidates", slow)
-    for _ in range(Controller.FEWEST):
+    for _ in range(1 + Controller.FEWEST):
         detector(image)
     assert detector.budget.rung.height < 256
     assert "1 changes so far" in str(detector.budget)

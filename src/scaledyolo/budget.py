@@ -141,8 +141,8 @@ class Controller:
     def observe(self, milliseconds: float) -> int:
         """Count one image on the current rung; returns the rung for the next one."""
         self._since += 1
-        if self._since == 1 and self.changes:
-            return self.current  # the first image after a change pays for the change: new shapes, cold caches
+        if self._since == 1:
+            return self.current  # the first image on a rung pays for what is new to it: shapes, caches
         self._times.append(milliseconds)
         middle = self.median
         if middle is None:
