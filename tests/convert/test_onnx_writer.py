@@ -153,6 +153,15 @@ def test_sigmoid_mish_survives_half_precision() -> None:
     np.testing.assert_allclose(found.astype(np.float64), mish64(half), rtol=5e-3, atol=5e-3)
 
 
+def test_native_mish_is_one_operator_of_opset_18() -> None:
+    model = to_onnx(activation_graph("mish", 1000), {}, mish="native")
+    assert model.opset_import[0].version == 18
+    assert "Mish" in {node.op_type for node in model.graph.node}
+    onnx.checker.check_model(model, full_check=True)
+    images = np.linspace(-30, 30, 6000, dtype=np.float32).reshape(1, 6, 1, -1)
+    np.testing.assert_allclose(by_reference(model, images)[0], mish64(images), rtol=1e-5, atol=1e-5)
+
+
 def two_heads(name: str = "yolo") -> Graph:
     """Heads that share a map, a head on the image, a map that is read on."""
     b = GraphBuilder(6)

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from scaledyolo.arch.graph import Graph, GraphBuilder
+from scaledyolo.arch.ops import Activation, Add, ChannelSplit, Conv, Detect, GlobalAveragePool, Multiply
 from scaledyolo.artefact import EmbeddedNms, ModelFacts
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.detector import Detector
@@ -20,10 +22,12 @@ from scaledyolo.errors import ConversionError, DataError, MissingPackageError, U
 from scaledyolo.export import Int8, export
 from scaledyolo.export import quantise as quantise_module
 from scaledyolo.runnable import open_runnable, read_facts
+from scaledyolo.weights import random_weights
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
+CLASSES = ("cat", "dog", "zebra crossing")
 LAYERS = {"stem", "down1", "conv", "down2", "deep"}
 
 
@@ -132,6 +136,40 @@ def test_end_to_end(small_model: Checkpoint, photographs: Path, tmp_path: Path, 
     assert report.facts.quantisation is not None
     assert report.verification is not None
     assert report.verification.passed, report.verification.summary()
+
+
+def activation_graph(activation: Activation) -> Graph:
+    """Convolutions, a sum and a gate, each after an activation; layers are called like its parts to mislead."""
+    build = GraphBuilder()
+    x = build.add("a", Conv(8, 3, (2, 2), 1, activation=activation), Graph.INPUT)
+    half = build.add("a.b.half", ChannelSplit(2, 0), x)
+    y = build.add("a.b.conv", Conv(8, 3, (1, 1), 1, activation=activation), half)
+    x = build.add("sum", Add("leaky"), x, y)
+    gate = build.add("gate", Conv(8, 1, activation="logistic"), build.add("mean", GlobalAveragePool(), x))
+    x = build.add("gated", Multiply(), x, gate)
+    x = build.add("last", Conv(8, 1, norm=False, bias=True), build.add("c", Conv(8, 1, activation=activation), x))
+    build.add("head", Detect(((8.0, 8.0),), (0,), 3), x)
+    return Graph("activations", tuple(build.nodes), 64, 64)
+
+
+@pytest.mark.parametrize("activation", ["mish", "swish", "gelu", "hard_mish", "relu6"])
+def test_nothing_inside_an_activation_is_rounded(activation: Activation, photographs: Path, tmp_path: Path) -> None:
+    """Maps are rounded in the same places as where the activation is a single operator, leaky ReLU."""
+
+    def rounded(kind: Activation) -> set[str]:
+        graph = activation_graph(kind)
+        weights = random_weights(graph, np.random.default_rng(0))
+        model = Checkpoint(graph=graph, weights=weights, class_names=CLASSES)
+        report = export(model, tmp_path / f"{kind}_openvino_model", format="openvino", int8=Int8(photographs, images=2))
+        assert report.verification is not None
+        assert report.verification.passed, report.verification.summary()
+        network = openvino.Core().read_model(report.path / "activations.xml")
+        kinds = [node for node in network.get_ops() if node.get_type_name() == "FakeQuantize"]
+        return {node.get_friendly_name() for node in kinds}
+
+    expected = rounded("leaky")
+    assert {"images/fq_output_0", "a.b.conv/fq_output_0", "gated/fq_output_0"} <= expected
+    assert rounded(activation) == expected
 
 
 # -- ONNX Runtime --------------------------------------------------------------------------------------------------

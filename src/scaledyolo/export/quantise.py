@@ -170,13 +170,20 @@ class _Gate:
         most = most_float_layers(order, self._macs, _LEAST_SHARE)
         count = fewest(lambda number: self._passes(order[:number]), most)
         if count is None:
-            tried = min(self._losses.items(), key=lambda item: item[1])
-            raise ConversionError(
-                f"{self._facts.name}: in 8 bits it loses {self._losses[0]:.2f} points of AP on {self._data.source} and "
-                f"{tried[1]:.2f} with its {tried[0]} most sensitive convolutions in float, {self._limit:g} were "
-                "allowed: compute it in bfloat16 instead, allow more, or calibrate on more images"
-            )
+            raise ConversionError(self._refusal())
         return tuple(order[:count]), self._paths[count]
+
+    def _refusal(self) -> str:
+        number, loss = min(self._losses.items(), key=lambda item: item[1])
+        found = f"in 8 bits it loses {self._losses[0]:.2f} points of AP on {self._data.source}"
+        if number:
+            found += f", and {loss:.2f} with {number} of its convolutions in float"
+        else:
+            found += ", and its most sensitive convolution alone is more than half of its work"
+        return (
+            f"{self._facts.name}: {found}; {self._limit:g} were allowed: "
+            "compute it in bfloat16 instead, allow more, or calibrate on more images"
+        )
 
     def _passes(self, float_layers: Sequence[str]) -> bool:
         count = len(float_layers)

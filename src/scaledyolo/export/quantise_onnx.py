@@ -5,6 +5,8 @@ scale for each output channel, rounding written as pairs of QuantizeLinear and D
 concatenation, pooling and enlargement in 8 bits as well, so that maps stay in 8 bits from one convolution to the next.
 With signed activations the kernels for leaky ReLU and concatenation are lost, and with unsigned weights those for
 convolutions are slower. Mish, SiLU and the like have no kernel in 8 bits: their arithmetic stays in float.
+
+A map is rounded where the convolution before it or the one after it is in 8 bits.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class OnnxQuantiser:
     def quantise(self, float_layers: Sequence[str]) -> Path:
         """Write the network with all convolutions but these and the last ones in 8 bits; returns its .onnx."""
         path = self._folder / f"int8-{len(float_layers)}.onnx"
-        kept = [*self._kept, *(self._operations[layer] for layer in float_layers)]
+        # With the convolution its activation, which has the layer's own name, or its input would be rounded there.
+        kept = [*self._kept, *(name for layer in float_layers for name in (self._operations[layer], layer))]
         self._quantise(path, iter(self._images), op_types_to_quantize=list(_OPERATORS), nodes_to_exclude=kept)
         return path
 

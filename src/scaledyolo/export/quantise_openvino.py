@@ -2,7 +2,7 @@
 
 Weights of a convolution get one scale for each output channel, activations one scale and zero point for each tensor;
 NNCF places the points where activations are rounded, and corrects biases for the mean error that rounding causes.
-Mish enters as the operator, so that nothing inside its arithmetic is rounded.
+Nothing inside the arithmetic of an activation is rounded: Mish enters as the operator, of others it is left out.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _MOVES_VALUES: Final = (
     "Concat", "DepthToSpace", "Interpolate", "MaxPool", "Pad", "Reshape", "Slice", "SpaceToDepth", "Split",
     "StridedSlice", "Transpose", "VariadicSplit",
 )  # fmt: skip
+# By which part the writer's arithmetic of an activation is recognised: SiLU by its sigmoid, GELU by a half.
+_PARTS: Final = ((".sigmoid", "Sigmoid"), (".half", "Multiply"))
 _TELEMETRY: Final = "openvino_telemetry"
 
 
@@ -58,7 +60,7 @@ class OpenVinoQuantiser:
         self._free_shape = self._float.inputs[0].partial_shape
         self._float.reshape([1, self._float.inputs[0].partial_shape[1], images.height, images.width])
         self._operations = _convolutions(self._float)
-        self._kept = _around_heads(self._float, heads)
+        self._kept = [*_around_heads(self._float, heads), *_inside_activations(self._float)]
         self._full: Any = None
 
     @property
@@ -195,6 +197,23 @@ def _convolutions(model: Any) -> dict[str, str]:
 
 def _operation(model: Any, name: str) -> Any:
     return next(item for item in model.get_ops() if item.get_friendly_name() == name)
+
+
+def _inside_activations(model: Any) -> list[str]:
+    """Names of the operations that make up an activation where it is written as arithmetic, the last one included."""
+    kinds = {operation.get_friendly_name(): operation.get_type_name() for operation in model.get_ops()}
+    written = {
+        name.removesuffix(part)
+        for name, found in kinds.items()
+        for part, kind in _PARTS
+        if name.endswith(part) and found == kind and kinds.get(name.removesuffix(part)) == "Multiply"
+    }
+    return [
+        name
+        for name in kinds
+        for layer, dot, part in [name.rpartition(".")]
+        if name in written or (layer in written and dot and not part.startswith("linear"))
+    ]
 
 
 def _around_heads(model: Any, heads: Sequence[str]) -> list[str]:

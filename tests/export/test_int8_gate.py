@@ -1,0 +1,117 @@
+"""The limit on the loss of AP: on networks of which it is known by construction which layer 8 bits destroy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from scaledyolo.arch.graph import Graph, GraphBuilder
+from scaledyolo.arch.ops import Conv, Detect
+from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.data.coco import read_coco
+from scaledyolo.data.dataset import Dataset
+from scaledyolo.errors import ConversionError
+from scaledyolo.export import Int8, export
+from scaledyolo.export import quantise as quantise_module
+
+pytest.importorskip("openvino")
+pytest.importorskip("nncf")
+
+SIDE, CELL = 64, 8
+COLOURS = ("red", "green", "blue")
+
+
+def fragile_model(kernel: int) -> Checkpoint:
+    """The detector of coloured cells behind three convolutions, the second of which cannot compute in 8 bits.
+
+    "mix" passes the colours on and adds a channel a thousand times as large, which "pick", of this kernel, leaves out.
+    One scale for all channels of the tensor between them leaves of a colour less than a level; "spread" and "copy" are
+    harmless.
+    """
+    build = GraphBuilder()
+    x = build.add("spread", Conv(3, norm=False, bias=True, activation="leaky"), Graph.INPUT)
+    x = build.add("mix", Conv(4, norm=False, bias=True, activation="leaky"), x)
+    x = build.add("pick", Conv(3, kernel, padding=kernel // 2, norm=False, bias=True, activation="leaky"), x)
+    x = build.add("copy", Conv(3, 3, padding=1, norm=False, bias=True, activation="leaky"), x)
+    x = build.add("cells", Conv(8, CELL, (CELL, CELL), norm=False, bias=True), x)
+    build.add("head", Detect(((8.0, 8.0),), (0,), num_classes=3), x)
+    graph = Graph("fragile", tuple(build.nodes), SIDE, SIDE)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in graph.parameters.items()}
+    middle = kernel // 2
+    for colour in range(3):
+        for layer, place in (("spread", 0), ("mix", 0), ("pick", middle), ("copy", 1)):
+            weights[f"{layer}.weight"][colour, colour, place, place] = 1
+        weights["mix.weight"][3, colour] = 1000
+        weights["cells.weight"][5 + colour, colour] = 40 / CELL**2
+    weights["cells.weight"][4], weights["cells.bias"][4] = 20 / CELL**2, -10
+    weights["cells.bias"][5:] = -20
+    return Checkpoint(graph=graph, class_names=COLOURS, weights=weights)
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Six pictures with eight cells each of pure colours, none beside another, and one cell that is bright grey."""
+    folder = tmp_path_factory.mktemp("cells")
+    random = np.random.default_rng(0)
+    images, boxes = [], []
+    for number in range(6):
+        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+        for place in random.permutation(16)[:8]:
+            top, left = (2 * CELL * int(side) for side in divmod(place, 4))
+            colour = int(random.integers(3))
+            picture[top : top + CELL, left : left + CELL, colour] = 255
+            box = {"bbox": [left, top, CELL, CELL], "area": CELL**2, "iscrowd": 0, "category_id": colour + 1}
+            boxes.append({**box, "id": len(boxes) + 1, "image_id": number})
+        cv2.imwrite(str(folder / f"{number}.png"), picture[..., ::-1])
+        images.append({"id": number, "file_name": f"{number}.png", "height": SIDE, "width": SIDE})
+    categories = [{"id": colour + 1, "name": name} for colour, name in enumerate(COLOURS)]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return read_coco(folder / "instances.json", images=folder)
+
+
+def wish(cells: Dataset, limit: float) -> Int8:
+    return Int8(Path(cells.path(0)).parent, max_ap_drop=limit)
+
+
+@pytest.fixture(params=["openvino", "onnx"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Either runtime; the time of networks this small says nothing."""
+    monkeypatch.setattr(quantise_module, "interleaved", lambda runs: {"int8": 1.0, "float32": 2.0})
+    return request.param
+
+
+def test_the_layer_that_8_bits_destroy_returns_to_float(cells: Dataset, tmp_path: Path, form: str) -> None:
+    report = export(fragile_model(1), tmp_path, format=form, int8=wish(cells, 1.0), data=cells)
+    facts = report.facts.quantisation
+    assert facts is not None
+    # ONNX Runtime rounds what a convolution in 8 bits puts out, so there the layer before has to go along.
+    macs = {"spread": 9, "mix": 12, "pick": 12, "copy": 81}
+    assert set(facts.float_layers) == ({"pick"} if form == "openvino" else {"mix", "pick"})
+    share = sum(count for name, count in macs.items() if name not in facts.float_layers) / sum(macs.values())
+    assert facts.int8_share == pytest.approx(share, abs=1e-4)
+    assert facts.max_ap_drop == 1.0
+    assert report.verification is not None
+    assert report.verification.passed, report.verification.summary()
+    for check in report.verification.checks:
+        assert check.ap is not None
+        assert check.ap.expected == pytest.approx(1.0)
+        assert check.ap.found > 0.99
+
+
+def test_without_a_limit_the_loss_shows_in_the_verification(cells: Dataset, tmp_path: Path, form: str) -> None:
+    report = export(fragile_model(1), tmp_path, format=form, int8=Int8(Path(cells.path(0)).parent))
+    assert report.facts.quantisation is not None
+    assert report.facts.quantisation.float_layers == ()
+    assert report.facts.verification == "UNVERIFIED"
+
+
+def test_refused_where_most_of_the_network_would_have_to_be_float(cells: Dataset, tmp_path: Path, form: str) -> None:
+    with pytest.raises(ConversionError, match=r"fragile: in 8 bits it loses 100\.00 points of AP .* 1 were allowed"):
+        export(fragile_model(5), tmp_path, format=form, int8=wish(cells, 1.0), data=cells)
+    assert list(tmp_path.iterdir()) == []
