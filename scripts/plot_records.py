@@ -135,6 +135,10 @@ def draw(found: Sequence[Entry], options: Options) -> Figure:
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    columns = min(len(handles), 4 if timed else 2)
+    # Below both panels, where it hides nothing: one colour is one run in either.
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
     if options.title:
         figure.suptitle(options.title)
     return figure
@@ -152,7 +156,6 @@ def draw_training(
         axes.plot([0, minutes], [ap, ap], ":", color=RIVAL_COLOUR, linewidth=1)
     axes.set_xlabel("minutes of training")
     axes.set_xlim(left=0)
-    axes.legend(fontsize="small", frameon=False, loc="lower right")
 
 
 def draw_latency(axes: Axes, timed: Sequence[Entry], colours: Mapping[str, str]) -> None:
@@ -165,12 +168,8 @@ def draw_latency(axes: Axes, timed: Sequence[Entry], colours: Mapping[str, str])
     axes.step([e.latency_ms for e in front], [e.ap for e in front], where="post", color="0.75", linewidth=1, zorder=1)
     for entry in timed:
         axes.plot(entry.latency_ms, entry.ap, "o", color=colours[entry.name])
-        axes.annotate(
-            entry.name, (entry.latency_ms or 0.0, entry.ap), (6, -3), textcoords="offset points", fontsize="small",
-            va="top",
-        )  # fmt: skip
     axes.set_xlabel("milliseconds an image")
-    axes.set_xlim(left=0, right=1.25 * max(entry.latency_ms or 0.0 for entry in timed))
+    axes.set_xlim(left=0, right=1.1 * max(entry.latency_ms or 0.0 for entry in timed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,7 +70,13 @@ def test_points_lie_where_the_figures_are(records, runs, tmp_path):
         (4, 0.38),
         (20, 0.5),
     }
-    assert {text.get_text() for text in latency.texts} == {"tiny", "csp"}
+    # One colour is one run in both panels.
+    for name, place in (("tiny", (4, 0.38)), ("csp", (20, 0.5))):
+        first = next(line for line in training.lines if line.get_label().startswith(name))
+        second = next(
+            line for line in latency.lines if tuple(line.get_xydata()[0]) == place and len(line.get_xydata()) == 1
+        )
+        assert first.get_color() == second.get_color()
 
 
 def test_the_front_leaves_out_what_is_slower_and_worse(records):
