@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -186,6 +187,7 @@ def _networks(wanted: Range) -> Iterator[Network]:
             yield network_of(spec, family, stages, depth, width)
 
 
+@lru_cache(maxsize=4096)  # several budgets in one process look at the same networks
 def network_of(
     spec: ModelSpec, family: str, stages: int, depth: Fraction = Fraction(1), width: Fraction = Fraction(1)
 ) -> Network:
