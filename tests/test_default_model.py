@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -78,6 +79,14 @@ def test_detect_without_a_model_says_once_which_one_it_is(stand_in, picture, cap
     assert "2 objects" in told.out
     (line,) = (picture.parent / "runs" / "detect" / "detections.jsonl").read_text().splitlines()
     assert {item["class_name"] for item in json.loads(line)["detections"]} == {"red", "green"}
+
+
+def test_it_needs_no_network(stand_in, picture, monkeypatch):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert main(["detect", str(picture), "--engine", "onnxruntime", "--save", "none"]) == 0
 
 
 def test_a_folder_of_that_name_does_not_change_what_it_means(stand_in, picture):

@@ -147,8 +147,8 @@ def test_names_of_coco_bring_its_category_ids_along(tmp_path):
 
 def test_official_weights_come_from_the_cache_and_only_from_there(tmp_path, monkeypatch):
     monkeypatch.setenv("SCALEDYOLO_HOME", str(tmp_path))
-    with pytest.raises(DownloadError, match="scaledyolo download yolov4-tiny"):
-        load_model("yolov4-tiny")
+    with pytest.raises(DownloadError, match="scaledyolo download yolov3-tiny"):
+        load_model("yolov3-tiny")
 
 
 def test_a_pair_whose_cfg_is_of_another_number_of_classes_is_told_so(tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scaledyolo.default_model import SHIPPED_FILE
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
@@ -75,3 +77,14 @@ def test_the_package_carries_its_data_and_types(binaries, tmp_path):
     )
     done = run(binaries / "python", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not SHIPPED_FILE.is_file(), reason="this copy has no default model")
+def test_the_first_command_finds_a_person_without_a_model_or_a_download(binaries, tmp_path):
+    where = "import matplotlib; print(matplotlib.get_data_path() + '/sample_data/grace_hopper.jpg')"
+    photograph = run(binaries / "python", "-c", where, cwd=tmp_path).stdout.strip()
+    done = run(binaries / "scaledyolo", "detect", photograph, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 person" in done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "runs" / "detect" / "annotated" / "grace_hopper.jpg").is_file()
