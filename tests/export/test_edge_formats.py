@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,94 @@ def test_damaged_files_are_refused(small_model: Checkpoint, tmp_path: Path, name
         with pytest.raises(FormatError) as caught:
             Detector(path)
         assert "\n" not in str(caught.value)
+
+
+# -- Core ML, which can be written here but not run --------------------------------------------------------------------
+
+
+@pytest.fixture
+def coreml() -> None:
+    """The writer's package; its own import fails where one of its needs is missing."""
+    for package in ("cattrs", "coremltools"):
+        pytest.importorskip(package, exc_type=ImportError)
+
+
+def test_core_ml_stays_pending_where_it_cannot_run(coreml, small_model: Checkpoint, tmp_path: Path, capsys) -> None:
+    if platform.system() == "Darwin":
+        pytest.skip("here it runs")
+    save_checkpoint(tmp_path / "small.safetensors", small_model)
+    path = tmp_path / "small.mlpackage"
+    words = [str(tmp_path / "small.safetensors"), "--format", "coreml", "--out", str(path)]
+    assert main(["export", *words]) == 0
+    assert "not compared with the network" in capsys.readouterr().out
+    facts = find_format("coreml").read(path)
+    assert facts.verification == "pending"
+    assert facts.class_names == small_model.class_names
+    assert (facts.batch, facts.dynamic) == (1, False)
+    assert main(["verify", str(path)]) == 2
+    assert "Core ML runs on macOS only" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="macOS only"):
+        Detector(path)
+    find_format("coreml").mark(path, replace(facts, verification="verified"))
+    assert find_format("coreml").read(path).verification == "verified"
+    assert main(["export", *words]) == 0, "an older package is replaced"
+    with pytest.raises(UsageError, match="written for one size"):
+        export(small_model, path, format="coreml", dynamic=True)
+
+
+def test_a_core_ml_package_describes_itself(coreml, small_model: Checkpoint, tmp_path: Path) -> None:
+    """Names, shapes and types as coremltools' own reader sees them, and every weight in the file of weights."""
+    from coremltools import utils
+
+    path = export(small_model, tmp_path, format="coreml", batch=2, verified=False).path
+    description = utils.load_spec(str(path)).description
+    (image,) = description.input
+    assert (image.name, list(image.type.multiArrayType.shape)) == ("images", [2, 3, 64, 96])
+    outputs = {item.name: list(item.type.multiArrayType.shape) for item in description.output}
+    assert outputs == {"coarse_detect": [2, 16, 4, 6], "fine_detect": [2, 16, 8, 12]}
+    from scaledyolo.convert.fold import fold
+
+    stored = (path / "Data/com.apple.CoreML/weights/weight.bin").read_bytes()
+    for name, value in fold(small_model.graph, small_model.weights)[1].items():
+        if value.size > 10:  # smaller ones stand in the description
+            assert stored.count(value.tobytes()) >= 1, name
+    (path / "Data/com.apple.CoreML/weights/weight.bin").unlink()
+    with pytest.raises(FormatError, match="weight.bin is missing"):
+        Detector(path)
+
+
+def test_the_core_ml_engine_asks_as_it_should(
+    coreml, small_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for Apple's runtime that computes with torch."""
+    import coremltools
+    import torch
+
+    from scaledyolo.net.network import Network
+
+    network = Network(small_model.graph, inference=True)
+    network.load(dict(small_model.weights))
+
+    class StandIn:
+        def __init__(self, path: str, compute_units: Any) -> None:
+            assert compute_units == coremltools.ComputeUnit.CPU_ONLY
+            self._spec = coremltools.utils.load_spec(path)
+
+        def get_spec(self) -> Any:
+            return self._spec
+
+        def predict(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            with torch.no_grad():
+                maps = network.eval()(torch.from_numpy(inputs["images"]))
+            return {item.name: raw.numpy() for item, raw in zip(self._spec.description.output, maps, strict=True)}
+
+    path = export(small_model, tmp_path, format="coreml", verified=False).path
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(coremltools.models, "MLModel", StandIn)
+    report = verify(path, small_model)
+    assert report.passed
+    assert report.checks[0].engine.startswith("coreml")
+    assert [case.batch for case in report.cases] == [1]
+    facts = find_format("coreml").read(path)
+    find_format("coreml").mark(path, replace(facts, class_names=facts.class_names[::-1]))
+    assert not verify(path, small_model).passed

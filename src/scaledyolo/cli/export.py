@@ -29,7 +29,7 @@ class Export:
     model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL | CFG WEIGHTS")]
     """Checkpoint (.safetensors), Darknet cfg and weights, the name of official weights, or default."""
     format: str = "onnx"
-    """onnx, openvino, torchscript, torch-export or darknet."""
+    """onnx, openvino, torchscript, torch-export, darknet, ncnn, tflite or coreml."""
     out: Path | None = None
     """File or folder to create, or a folder to put it in; by default the current one."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
@@ -144,5 +144,6 @@ def text(report: ExportReport) -> str:
     """The report for people."""
     size = f"{report.path}: {report.num_bytes / 2**20:,.1f} MiB"
     if report.verification is None:
-        return f"{size}, not compared with the network; do it with `scaledyolo verify {report.path} --against MODEL`"
+        where = " on macOS, which alone runs it" if report.path.suffix == ".mlpackage" else ""
+        return f"{size}, not compared with the network; do it with `scaledyolo verify {report.path}`{where}"
     return f"{size}\n{report.verification.summary()}"

@@ -1,4 +1,4 @@
-"""Formats of the runtimes of phones and boards: ncnn and TensorFlow Lite, now LiteRT."""
+"""Formats of the runtimes of phones and boards: ncnn, TensorFlow Lite (now LiteRT) and Core ML."""
 
 from __future__ import annotations
 
@@ -6,40 +6,56 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scaledyolo.arch.graph import Graph
 from scaledyolo.artefact import ModelFacts
-from scaledyolo.convert.tflite_file import with_metadata
-from scaledyolo.runnable import METADATA_FILE, TFLITE_METADATA
-from scaledyolo.weights import Weights
+from scaledyolo.runnable import FACTS_ENTRY, METADATA_FILE
 
 if TYPE_CHECKING:
-    from scaledyolo.convert.ncnn_writer import NcnnModel
+    from scaledyolo.export.formats import Job
 
 
-def write_ncnn(graph: Graph, weights: Weights, facts: ModelFacts, path: Path, stem: str) -> None:
+def write_ncnn(job: Job, path: Path) -> None:
     """A folder with ``.param``, ``.bin`` and the facts."""
     from scaledyolo.convert.ncnn_writer import to_ncnn
 
-    model: NcnnModel = to_ncnn(graph, weights, dynamic=facts.dynamic, half=facts.storage == "float16")
+    facts = job.facts
+    model = to_ncnn(job.graph, job.weights, dynamic=facts.dynamic, half=facts.storage == "float16")
     path.mkdir()
-    (path / f"{stem}.param").write_text(model.param, encoding="utf-8")
-    (path / f"{stem}.bin").write_bytes(model.weights)
+    (path / f"{job.stem}.param").write_text(model.param, encoding="utf-8")
+    (path / f"{job.stem}.bin").write_bytes(model.weights)
     text = json.dumps(facts.to_metadata(), indent=1, ensure_ascii=False)
     (path / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def write_tflite(graph: Graph, weights: Weights, facts: ModelFacts, path: Path) -> None:
+def write_tflite(job: Job, path: Path) -> None:
     """A ``.tflite`` file that holds the facts."""
     from scaledyolo.convert.tflite_writer import to_tflite
 
+    facts = job.facts
     half = facts.storage == "float16"
-    path.write_bytes(to_tflite(graph, weights, batch=facts.batch, half=half, metadata=_metadata(facts)))
+    path.write_bytes(to_tflite(job.graph, job.weights, batch=facts.batch, half=half, metadata=_metadata(facts)))
 
 
 def mark_tflite(path: Path, facts: ModelFacts) -> None:
     """Write other facts into a ``.tflite`` file, in place."""
+    from scaledyolo.convert.tflite_file import with_metadata
+
     path.write_bytes(with_metadata(path.read_bytes(), _metadata(facts)))
 
 
 def _metadata(facts: ModelFacts) -> dict[str, str]:
-    return {TFLITE_METADATA: json.dumps(facts.to_metadata(), ensure_ascii=False)}
+    return {FACTS_ENTRY: json.dumps(facts.to_metadata(), ensure_ascii=False)}
+
+
+def write_coreml(job: Job, path: Path) -> None:
+    """An ``.mlpackage`` folder, computed in float32, that holds the facts."""
+    from scaledyolo.convert.coreml_package import save_package
+    from scaledyolo.convert.coreml_writer import to_program
+
+    save_package(to_program(job.graph, job.weights, batch=job.facts.batch or 1), path, _metadata(job.facts))
+
+
+def mark_coreml(path: Path, facts: ModelFacts) -> None:
+    """Write other facts into an ``.mlpackage`` folder, in place."""
+    from scaledyolo.convert.coreml_package import change_metadata
+
+    change_metadata(path, _metadata(facts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.engines.base import Engine
 from scaledyolo.errors import ConversionError, FormatError, MissingPackageError, UsageError, nearest
+from scaledyolo.export import edge_formats as edge
 from scaledyolo.runnable import METADATA_FILE, Runnable, network_file, open_runnable, read_facts
 from scaledyolo.weights import Weights
 
@@ -40,6 +42,11 @@ class Job:
         """Those of the checkpoint."""
         return dict(self.checkpoint.weights)
 
+    @property
+    def stem(self) -> str:
+        """Name of the files inside a folder."""
+        return file_stem(self.facts.name)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -56,6 +63,8 @@ class Format:
     int8: bool = False  # whether it can be quantised to 8 bits
     free_shapes: bool = True  # whether a fixed size or batch means anything
     free_sides: bool = True  # whether height and width can be left free
+    free_batch: bool = True  # whether the number of images can be
+    platform: str = ""  # the only system that runs it, as `platform.system()` calls it; elsewhere it stays pending
     metadata: bool = True  # whether it holds all of ModelFacts
 
 
@@ -88,8 +97,13 @@ def runtimes_of(format_name: str, engine: str) -> tuple[str, ...]:
     return (engine,)
 
 
+def runs_here(format_name: str) -> bool:
+    """Whether this system can run a format at all; what it cannot run cannot be verified on it."""
+    return find_format(format_name).platform in ("", platform.system())
+
+
 def _installed(engine: str) -> bool:
-    package = {"litert": "ai_edge_litert", "auto": "onnxruntime"}.get(engine, engine)
+    package = {"litert": "ai_edge_litert", "coreml": "coremltools", "auto": "onnxruntime"}.get(engine, engine)
     return importlib.util.find_spec(package) is not None
 
 
@@ -102,7 +116,7 @@ def format_of(path: Path) -> str:
     if not path.exists():
         raise FormatError(f"{path}: no such file or folder")
     if path.is_dir():
-        return "ncnn" if network_file(path).suffix == ".param" else "openvino"
+        return {".param": "ncnn", ".mlpackage": "coreml"}.get(network_file(path).suffix, "openvino")
     by_suffix = {
         ".onnx": "onnx",
         ".xml": "openvino",
@@ -175,7 +189,7 @@ def _write_openvino(job: Job, path: Path) -> None:
     model = openvino.Core().read_model(source)
     path.mkdir()
     half = job.facts.storage == "float16"
-    openvino.save_model(model, str(path / f"{file_stem(job.facts.name)}.xml"), compress_to_fp16=half)
+    openvino.save_model(model, str(path / f"{job.stem}.xml"), compress_to_fp16=half)
     _write_json(path / METADATA_FILE, job.facts.to_metadata())
 
 
@@ -196,27 +210,6 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 def _open_file(path: Path, engine: str) -> Runnable:
     # In float32: whether a network may be computed in fewer bits on a machine is measured there (engines/faithful.py).
     return open_runnable(path, engine=engine, device="cpu", half=False)
-
-
-# -- phones and boards -------------------------------------------------------------------------------------------------
-
-
-def _write_ncnn(job: Job, path: Path) -> None:
-    from scaledyolo.export.edge_formats import write_ncnn
-
-    write_ncnn(job.graph, job.weights, job.facts, path, file_stem(job.facts.name))
-
-
-def _write_tflite(job: Job, path: Path) -> None:
-    from scaledyolo.export.edge_formats import write_tflite
-
-    write_tflite(job.graph, job.weights, job.facts, path)
-
-
-def _mark_tflite(path: Path, facts: ModelFacts) -> None:
-    from scaledyolo.export.edge_formats import mark_tflite
-
-    mark_tflite(path, facts)
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------
@@ -306,9 +299,20 @@ FORMATS: Final[dict[str, Format]] = {
         half=True,
         int8=True,
     ),
-    "ncnn": Format("_ncnn_model", _write_ncnn, read_facts, _mark_folder, _open_file, ("ncnn",), half=True),
+    "ncnn": Format("_ncnn_model", edge.write_ncnn, read_facts, _mark_folder, _open_file, ("ncnn",), half=True),
     "tflite": Format(
-        ".tflite", _write_tflite, read_facts, _mark_tflite, _open_file, ("litert",), half=True, free_sides=False
+        ".tflite", edge.write_tflite, read_facts, edge.mark_tflite, _open_file, ("litert",), half=True, free_sides=False
+    ),
+    "coreml": Format(
+        ".mlpackage",
+        edge.write_coreml,
+        read_facts,
+        edge.mark_coreml,
+        _open_file,
+        ("coreml",),
+        free_sides=False,
+        free_batch=False,
+        platform="Darwin",
     ),
     "torchscript": Format(".torchscript", _write_torchscript, _read_torch, _mark_torch, _open_torch, ("torch",)),
     "torch-export": Format(".pt2", _write_torch_export, _read_torch, _mark_torch, _open_torch, ("torch",)),
@@ -323,7 +327,6 @@ ELSEWHERE: Final[dict[str, str]] = {
         "an engine belongs to one GPU and one version of TensorRT; export --format onnx and build it there with "
         "`trtexec --onnx=model.onnx --saveEngine=model.engine`"
     ),
-    "coreml": "export --format torchscript and convert it with coremltools (`coremltools.convert`)",
 }
 
 
@@ -339,7 +342,8 @@ def artefact_path(model_name: str, destination: str | os.PathLike[str] | None, f
         return Path(f"{stem}{suffix}")
     path = Path(destination)
     in_folder = suffix.endswith("_model")
-    if path.is_dir() and not (in_folder and (path / METADATA_FILE).is_file()):
+    replaced = (in_folder and (path / METADATA_FILE).is_file()) or path.suffix == suffix
+    if path.is_dir() and not replaced:
         return path / f"{stem}{suffix}"
     known = tuple(other.suffix for other in FORMATS.values())
     if path.name.endswith(suffix) or (in_folder and not path.name.endswith(known)):
@@ -383,7 +387,7 @@ def make_job(
         width=graph.width,
         strides=graph.strides,
         dynamic=dynamic or not form.free_shapes,
-        batch=batch if form.free_shapes else None,
+        batch=(batch if form.free_batch else batch or 1) if form.free_shapes else None,
         **facts,
     )
     return Job(checkpoint, graph, described)

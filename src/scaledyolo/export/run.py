@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from scaledyolo.artefact import EmbeddedNms, ModelFacts, Verification
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.errors import OutputError, ScaledYoloError
-from scaledyolo.export.formats import Job, artefact_path, find_format, make_job
+from scaledyolo.export.formats import Job, artefact_path, find_format, make_job, runs_here
 from scaledyolo.export.origin import Source, record_origin
 from scaledyolo.export.quantise import Int8, check_int8, quantised
 from scaledyolo.export.report import VerificationReport, report_path
 from scaledyolo.export.verify import verify
-from scaledyolo.runnable import METADATA_FILE
+from scaledyolo.runnable import COREML_SUFFIX, METADATA_FILE
 
 if TYPE_CHECKING:
     from scaledyolo.data.dataset import Dataset
@@ -92,7 +92,7 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
     with _quantised(job, format, int8, data) as job, _workshop(path) as folder:
         draft = folder / path.name
         find_format(format).write(job, draft)
-        report = verify(draft, model, images=images, data=data) if verified else None
+        report = verify(draft, model, images=images, data=data) if verified and runs_here(format) else None
         facts_now = replace(job.facts, verification=_verdict(report))
         num_bytes = sum(file.stat().st_size for file in _files(folder) if not file.name.endswith(".verified.json"))
         _publish(folder, path)
@@ -122,7 +122,7 @@ def _check_replaceable(path: Path) -> None:
     Raises:
         OutputError: it is none, or its parent does not exist.
     """
-    if path.is_dir() and not (path / METADATA_FILE).is_file():
+    if path.is_dir() and path.suffix != COREML_SUFFIX and not (path / METADATA_FILE).is_file():
         raise OutputError(f"{path}: a folder that is not an exported model is in the way; choose another name")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; create it first")
