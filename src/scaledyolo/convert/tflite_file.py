@@ -98,8 +98,6 @@ class TfliteFile:
 
     def content(self, inputs: Sequence[int], outputs: Sequence[int], metadata: Mapping[str, str]) -> bytes:
         """The whole file."""
-        import flatbuffers
-
         graph = self.schema.SubGraphT()
         graph.name, graph.tensors, graph.operators = self._name, self._tensors, self._operators
         graph.inputs, graph.outputs = list(inputs), list(outputs)
@@ -108,7 +106,7 @@ class TfliteFile:
         model.subgraphs, model.operatorCodes = [graph], [self._operator_code(*key) for key in self._codes]
         model.metadata = [self._metadata(name, text) for name, text in metadata.items()]
         model.buffers = self._buffers
-        builder = flatbuffers.Builder(self._bytes + (1 << 20))
+        builder = _builder(self._bytes + (1 << 20))
         builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
         return bytes(builder.Output())
 
@@ -121,6 +119,10 @@ class TfliteFile:
         entry = self.schema.MetadataT()
         entry.name, entry.buffer = name, self._add_buffer(np.frombuffer(text.encode(), np.uint8))
         return entry
+
+
+def _builder(num_bytes: int) -> Any:
+    return importlib.import_module("flatbuffers").Builder(num_bytes)
 
 
 def _aligned_buffer(schema: Any) -> Any:
@@ -164,8 +166,6 @@ def read_metadata(content: bytes, where: str) -> dict[str, str]:
 
 def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     """The same file with other metadata."""
-    import flatbuffers
-
     schema = import_schema()
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     for index, buffer in enumerate(model.buffers):
@@ -179,6 +179,6 @@ def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
             aligned = _aligned_buffer(schema)
             aligned.data = np.frombuffer(metadata[name].encode(), np.uint8)
             model.buffers[entry.buffer] = aligned
-    builder = flatbuffers.Builder(len(content) + (1 << 16))
+    builder = _builder(len(content) + (1 << 16))
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     return bytes(builder.Output())
