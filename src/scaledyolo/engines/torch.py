@@ -1,11 +1,18 @@
-"""Torch as an engine: folded weights, channels-last memory, no gradients. For GPUs, and to compare with."""
+"""Torch as an engine: folded weights, channels-last memory, no gradients. For GPUs, and to compare with.
+
+What is for GPUs only was written without one at hand and never ran on one; where it fails or differs from the plain way
+the plain way is taken.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.convert.fold import cascade_pools, fold
@@ -15,11 +22,28 @@ from scaledyolo.net.network import Network
 from scaledyolo.weights import Array, Weights
 
 DEVICES: Final = ("cpu", "cuda")
+MAX_GRAPHS: Final = 8  # captured shapes kept at a time
+_WARM_UPS: Final = 3  # runs before a capture, in which cuDNN chooses its algorithms
+_GRAPH_TOLERANCE: Final = 0.02  # largest difference of a replay, relative to the largest value: other algorithms
+Forward = Callable[[Tensor], Sequence[Tensor]]
 
 
 def available_devices() -> tuple[str, ...]:
     """Devices that torch can use here, the fastest last."""
     return DEVICES if torch.cuda.is_available() else DEVICES[:1]
+
+
+def inference_network(graph: Graph, weights: Weights, device: str, dtype: torch.dtype) -> Network:
+    """The folded network on a device, in channels-last memory, without gradients.
+
+    Raises:
+        CheckpointError: the weights are not those of the graph.
+    """
+    folded, folded_weights = fold(graph, weights)
+    network = Network(cascade_pools(folded), inference=True, fast_mish=device == "cpu")
+    network.load(folded_weights)
+    network.requires_grad_(False).eval()
+    return network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class TorchEngine:
@@ -31,6 +55,8 @@ class TorchEngine:
         device: ``cpu`` or ``cuda``.
         half: compute in float16, on ``cuda`` only; maps still come back as float32.
         threads: CPU threads; torch has one number for the whole process, which is changed. None leaves it.
+        capture: on ``cuda``, record every shape as a CUDA graph when it is first met, and replay it from then on.
+        compiled: let ``torch.compile`` write kernels of its own; every new shape is compiled when it is first met.
 
     Raises:
         CheckpointError: the weights are not those of the graph.
@@ -49,6 +75,8 @@ class TorchEngine:
         device: str = "cpu",
         half: bool = False,
         threads: int | None = None,
+        capture: bool = True,
+        compiled: bool = False,
     ) -> None:
         choose("device", device, DEVICES)
         if device not in available_devices():
@@ -63,13 +91,12 @@ class TorchEngine:
         self._stride = graph.max_stride if graph.heads else None
         self._channels = graph.channels
         self._dtype = torch.float16 if half else torch.float32
-        # Torch gives every calling thread a team of its own, so that runs at once would take the cores from each other.
+        # Torch gives every calling thread a team of its own, so that runs at once would take the cores from each other;
+        # and a CUDA graph has one place for its input.
         self._turn = threading.Lock()
-        folded, folded_weights = fold(graph, weights)
-        network = Network(cascade_pools(folded), inference=True, fast_mish=device == "cpu")
-        network.load(folded_weights)
-        network.requires_grad_(False).eval()
-        self._network = network.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = inference_network(graph, weights, device, self._dtype)
+        forward: Forward = torch.compile(self._network, dynamic=False) if compiled else self._network
+        self._forward = ReplayedForward(forward) if device == "cuda" and capture else forward
 
     @property
     def version(self) -> str:
@@ -81,5 +108,65 @@ class TorchEngine:
         check_images(images, channels=self._channels, stride=self._stride)
         with self._turn, torch.inference_mode():
             batch = torch.from_numpy(images).to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
-            maps = self._network(batch)
+            maps = self._forward(batch)
             return [raw.to("cpu", torch.float32).contiguous().numpy() for raw in maps]
+
+
+class ReplayedForward:
+    """A forward pass recorded as a CUDA graph for each shape: one launch in place of hundreds.
+
+    A recording whose replay differs from the plain pass, or that cannot be made, is dropped for the plain pass. What a
+    call returns is overwritten by the next call of the same shape.
+
+    Args:
+        forward: from images on a GPU to maps; it must not depend on their values.
+        record: from the forward pass and an example to its replay; for tests.
+    """
+
+    def __init__(self, forward: Forward, record: Callable[[Forward, Tensor], Forward] | None = None) -> None:
+        self._plain = forward
+        self._record = record or record_cuda_graph
+        self._recorded: OrderedDict[tuple[int, ...], Forward] = OrderedDict()
+
+    def __call__(self, images: Tensor) -> Sequence[Tensor]:
+        """The maps of the plain pass."""
+        shape = tuple(images.shape)
+        if shape not in self._recorded:
+            self._recorded[shape] = self._faithful(images)
+            while len(self._recorded) > MAX_GRAPHS:
+                self._recorded.popitem(last=False)
+        self._recorded.move_to_end(shape)
+        return self._recorded[shape](images)
+
+    def _faithful(self, images: Tensor) -> Forward:
+        try:
+            replay = self._record(self._plain, images)
+            found = [raw.clone() for raw in replay(images)]
+        except RuntimeError:  # of CUDA: out of memory, or something in the pass that cannot be recorded
+            return self._plain
+        for raw, expected in zip(found, self._plain(images), strict=True):
+            error = (raw.float() - expected.float()).abs().max()
+            if not bool(error <= _GRAPH_TOLERANCE * expected.float().abs().max()):
+                return self._plain
+        return replay
+
+
+def record_cuda_graph(forward: Forward, images: Tensor) -> Forward:
+    """A replay of ``forward`` for images of this shape."""
+    place = images.clone(memory_format=torch.channels_last)
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):  # what is chosen or allocated at first must not become part of the recording
+        for _ in range(_WARM_UPS):
+            forward(place)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        maps = forward(place)
+
+    def replay(batch: Tensor) -> Sequence[Tensor]:
+        place.copy_(batch)
+        graph.replay()
+        return maps
+
+    return replay
