@@ -24,6 +24,7 @@ from scaledyolo.engines.onnxruntime import OnnxRuntimeEngine
 from scaledyolo.errors import UsageError
 from scaledyolo.export import export
 from scaledyolo.postprocess.decode import decode_all
+from scaledyolo.runnable import open_runnable
 from scaledyolo.weights import Weights
 
 SIDE = 96
@@ -80,7 +81,7 @@ def test_files_that_the_rival_cannot_run_are_refused_in_one_sentence(tmp_path: P
 def test_every_installed_engine_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "speed.png"
     arguments = ["bench", "yolov4-tiny", "--sizes", str(SIDE), "--rounds", "2", "--warmup", "1", "--threads", "1"]
-    assert main([*arguments, "--end-to-end", "--json", "--plot", str(plot)]) == 0
+    assert main([*arguments, "--json", "--plot", str(plot)]) == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     installed = [name for name in ("openvino", "onnxruntime", "torch") if importlib.util.find_spec(name)]
     assert {row["engine"] for row in rows} == {*installed, "opencv"}
@@ -92,13 +93,29 @@ def test_every_installed_engine_is_measured(tmp_path: Path, capsys: pytest.Captu
         assert 0 < row["median_ms"] <= row["p95_ms"]
         assert row["images_per_s"] == pytest.approx(1e3 / row["median_ms"])
         assert row["peak_mb"] is None or 50 < row["peak_mb"] < 2000
-        if row["end_to_end"]:
-            assert tuple(row["stages"]) == STAGES
-            assert row["peak_share"] is None
-        else:
-            assert row["gflops"] == pytest.approx(gflop / (row["median_ms"] / 1e3))
-            assert row["peak_share"] == pytest.approx(row["gflops"] / row["peak_gflops"])
+        assert row["gflops"] == pytest.approx(gflop / (row["median_ms"] / 1e3))
+        assert row["peak_share"] == pytest.approx(row["gflops"] / row["peak_gflops"])
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_end_to_end_is_split_into_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "yolov4-tiny", "--sizes", str(SIDE), "--engines", "onnxruntime", "--end-to-end", "--json"]
+    assert main([*arguments, "--rounds", "2", "--warmup", "0", "--threads", "1", "--batch", "2"]) == 0
+    alone, whole = json.loads(capsys.readouterr().out)
+    assert (alone["end_to_end"], whole["end_to_end"]) == (False, True)
+    assert tuple(whole["stages"]) == STAGES
+    assert all(ms > 0 for ms in whole["stages"].values())
+    assert 0 < whole["detections"] <= 2 * 100  # random weights: the threshold lets 100 boxes of an image pass
+    assert whole["peak_share"] is None
+
+
+def test_auto_is_what_a_detector_chooses(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "yolov4-tiny", "--sizes", "64", "--engines", "auto", "--rounds", "1", "--warmup", "0"]
+    assert main([*arguments, "--threads", "1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    chosen = open_runnable(random_checkpoint(lower(find("yolov4-tiny"))), device="cpu", half=None, threads=1).engine
+    assert (row["engine"], row["precision"]) == (chosen.name, chosen.precision)
+    assert row["peak_share"] > 0
 
 
 def test_tables_layers_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

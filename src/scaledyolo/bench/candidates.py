@@ -18,7 +18,9 @@ from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.detector import Detector, RgbImage
+    from scaledyolo.engines.base import Engine
 
+AUTO: Final = "auto"  # the precision that a detector chooses, see scaledyolo.engines.faithful
 STAGES: Final = ("read", "resize", "network", "decode", "suppress")  # of an image file on its way to detections
 
 
@@ -67,9 +69,9 @@ def model_of(job: NetworkJob) -> Any:
     return job.model[0] if len(job.model) == 1 else (job.model[0], job.model[1])
 
 
-def half_of(precision: str) -> bool:
+def half_of(precision: str) -> bool | None:
     """What our engines are asked for; which half they give is checked by :func:`check_precision`."""
-    return precision in ("bfloat16", "float16")
+    return None if precision == AUTO else precision in ("bfloat16", "float16")
 
 
 def check_precision(asked: str, engine: str, device: str, given: str) -> None:
@@ -78,8 +80,18 @@ def check_precision(asked: str, engine: str, device: str, given: str) -> None:
     Raises:
         UsageError: the engine computes in another precision.
     """
-    if asked != given:
+    if asked not in (AUTO, given):
         raise UsageError(f"{engine} on this {device} computes in {given}, not in {asked}")
+
+
+def engine_facts(engine: Engine) -> dict[str, Any]:
+    """What runs a network."""
+    return {
+        "engine": engine.name,
+        "version": engine.version,
+        "device": engine.device,
+        "precision": engine.precision,
+    }
 
 
 def threshold_for(detector: Detector, image: RgbImage, candidates: int) -> float:
@@ -118,8 +130,7 @@ class NetworkCandidate:
 
     def facts(self) -> dict[str, Any]:
         """What runs the network."""
-        engine = self._network.engine
-        return {"engine": engine.name, "version": engine.version, "device": engine.device}
+        return engine_facts(self._network.engine)
 
     def sample(self) -> dict[str, Any]:
         """Run the batch once."""
@@ -157,8 +168,7 @@ class PipelineCandidate:
 
     def facts(self) -> dict[str, Any]:
         """What runs the network."""
-        engine = self._detector.engine
-        return {"engine": engine.name, "version": engine.version, "device": engine.device}
+        return engine_facts(self._detector.engine)
 
     def sample(self) -> dict[str, Any]:
         """Read and detect once; what is not in a stage is the making of the result."""

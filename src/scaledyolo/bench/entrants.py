@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,30 +97,24 @@ def entrants(
 
     Args:
         setting: what holds for all of them.
-        engines: names; ``all`` is what is installed and can take this network, ``auto`` what a detector would choose.
+        engines: names; ``all`` is what is installed and can take this network, ``auto`` what a detector chooses, its
+            precision too.
         precisions: of our engines; none means all that each computes natively. Rivals compute in float32.
         end_to_end: whether our engines also run from an image file to detections.
         darknet: a binary that takes part as well.
     """
-    names: list[str] = []
-    for engine in engines:
-        if engine == ALL:
-            names += _installed_for(setting)
-        else:
-            names.append(choose_engine(AUTO, setting.device, None).engine if engine == AUTO else engine)
-    found = []
-    for engine in dict.fromkeys(names):
+    found: dict[tuple[str, str, bool], Entrant] = {}
+    for engine in itertools.chain.from_iterable(_installed_for(setting) if one == ALL else [one] for one in engines):
         if engine == OPENCV:
-            found.append(Entrant(OPENCV, "float32", False, lambda: _start_opencv(setting)))
+            found[OPENCV, "float32", False] = Entrant(OPENCV, "float32", False, lambda: _start_opencv(setting))
             continue
-        for precision in precisions or _native_precisions(engine, setting):
-            found += [
-                Entrant(engine, precision, whole, _starter(setting, engine, precision, whole))
-                for whole in ((False, True) if end_to_end else (False,))
-            ]
+        for precision in precisions or ((AUTO,) if engine == AUTO else _native_precisions(engine, setting)):
+            for whole in (False, True) if end_to_end else (False,):
+                start = _starter(setting, engine, precision, whole)
+                found[engine, precision, whole] = Entrant(engine, precision, whole, start)
     if darknet is not None:
-        found.append(Entrant(DARKNET, "float32", False, lambda: _start_darknet(setting, darknet)))
-    return found
+        found[DARKNET, "float32", False] = Entrant(DARKNET, "float32", False, lambda: _start_darknet(setting, darknet))
+    return list(found.values())
 
 
 def _installed_for(setting: Setting) -> list[str]:

@@ -17,7 +17,7 @@ class NetworkJob:
     model: tuple[str, ...]  # one path, or cfg and weights
     engine: str
     device: str
-    precision: str  # float32, bfloat16, float16, int8
+    precision: str  # float32, bfloat16, float16, int8, or auto: what a detector chooses
     height: int  # pixels of the network input
     width: int
     batch: int

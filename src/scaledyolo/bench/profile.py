@@ -13,7 +13,6 @@ import numpy as np
 
 from scaledyolo.bench.candidates import model_of
 from scaledyolo.bench.jobs import NetworkJob, ProfileJob
-from scaledyolo.bench.timing import quantile
 from scaledyolo.convert.onnx_writer import INPUT_NAME, to_onnx
 from scaledyolo.engines.faithful import scene
 from scaledyolo.errors import UsageError, nearest
@@ -51,12 +50,9 @@ class ProfileCandidate:
         return {}
 
     def sample(self) -> dict[str, Any]:
-        """Median time of each kernel over the rounds, after a warm-up."""
+        """The time of each kernel in its fastest round, after a warm-up: a roofline is of a quiet machine."""
         rounds = self._runs(self._images, self._rounds)
-        kernels = [
-            {**kernel, "ms": quantile([row[index]["ms"] for row in rounds], 0.5)}
-            for index, kernel in enumerate(rounds[0])
-        ]
+        kernels = [{**kernel, "ms": min(row[index]["ms"] for row in rounds)} for index, kernel in enumerate(rounds[0])]
         return {"kernels": kernels}
 
 

@@ -56,7 +56,8 @@ def print_report(rows: Sequence[Row], console: Console) -> None:
         console.print(_stages(piped))
     for row in good:
         if row.layers:
-            console.print(_layers(row, row.layers))
+            console.print(_layers_title(row, row.layers), style="italic", soft_wrap=True, highlight=False)
+            console.print(_layers(row.layers))
     for line in notes(rows):
         console.print(line, highlight=False, markup=False)
 
@@ -75,15 +76,23 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(row.peak_mb for row in good):
         lines.append("MB: most memory of a process that does nothing else (VmHWM), interpreter and loading included")
     if any(row.peak_share for row in good):
-        peaks = dict.fromkeys((row.precision, round(row.peak_gflops or 0)) for row in good if row.peak_gflops)
-        told = ", ".join(f"{_SHORT.get(name, name)} {value:,}" for name, value in peaks)
+        peaks: dict[str, list[int]] = {}
+        for row in good:
+            if row.peak_gflops:
+                peaks.setdefault(row.precision, []).append(round(row.peak_gflops))
+        told = ", ".join(f"{_SHORT.get(name, name)} {_span(values)}" for name, values in peaks.items())
         lines.append(f"peak: of a matrix product in the same rounds, in GFLOP/s: {told}")
     if any(row.layers for row in good):
         lines.append("of roof: least possible time over time taken; above 100 % the data came from a cache")
     return lines
 
 
-def _table(title: str, first: str, heads: Sequence[str]) -> Table:
+def _span(values: Sequence[int]) -> str:
+    """The least and the greatest, once where they are the same."""
+    return f"{min(values):,}" + (f" to {max(values):,}" if max(values) > min(values) else "")
+
+
+def _table(title: str | None, first: str, heads: Sequence[str]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -128,15 +137,19 @@ def _stages(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _layers(row: Row, layers: Sequence[Layer]) -> Table:
-    told = sum(layer.ms for layer in layers)
-    title = (
-        f"layers of {network_label(row)} in {engine_label(row)}: {told:.2f} ms "
-        f"({number(row.median_ms, 2)} ms when nothing counts them)"
+def _layers_title(row: Row, layers: Sequence[Layer]) -> str:
+    told = (
+        f"layers of {network_label(row)} in {engine_label(row)}: {sum(layer.ms for layer in layers):.2f} ms "
+        f"in the fastest rounds of each, median of the whole {number(row.median_ms, 2)} ms"
     )
-    if row.roof is not None:
-        title += f", roof {row.roof.flops_per_s / 1e9:,.0f} GFLOP/s and {row.roof.bytes_per_s / 1e9:,.1f} GB/s"
-    table = _table(title, "layer", ["ms", "share", "GFLOP/s", "GB/s", "FLOP/byte", "bound by", "of roof", "kernels"])
+    if row.roof is None:
+        return told
+    return f"{told}; roof {row.roof.flops_per_s / 1e9:,.0f} GFLOP/s and {row.roof.bytes_per_s / 1e9:,.1f} GB/s"
+
+
+def _layers(layers: Sequence[Layer]) -> Table:
+    heads = ("ms", "share", "GFLOP/s", "GB/s", "FLOP/byte", "bound by", "of roof", "kernels")
+    table = _table(None, "layer", heads)
     for layer in layers:
         more = f" +{len(layer.nodes) - 1}" if len(layer.nodes) > 1 else ""
         table.add_row(

@@ -77,7 +77,7 @@ def measure(setting: Setting, entrants: Sequence[Entrant], gemms: Gemms, effort:
                 running[index] = _Guarded(stack.enter_context(contextlib.closing(entrant.start())))
             except ScaledYoloError as error:
                 rows[index] = dataclasses.replace(_blank(setting, entrant), error=str(error))
-        precisions = {entrants[index].precision for index in running}
+        precisions = {_precision(entrants[index], guarded) for index, guarded in running.items()}
         products = {key: _Guarded(worker) for wanted in precisions for key, worker in gemms.wanted(wanted).items()}
         copy = _start_copy(stack, setting) if layers and running else None
         measures: dict[Any, Callable[[], Mapping[str, Any]]] = {
@@ -136,6 +136,11 @@ def _blank(setting: Setting, entrant: Entrant) -> Row:
     )
 
 
+def _precision(entrant: Entrant, guarded: _Guarded) -> str:
+    """What it computes in, which those who choose for themselves tell when they run."""
+    return str(guarded.process.facts.get("precision", entrant.precision))
+
+
 def _row(setting: Setting, entrant: Entrant, guarded: _Guarded, samples: _Samples, limits: Limits) -> Row:
     blank = _blank(setting, entrant)
     if guarded.error:
@@ -146,6 +151,7 @@ def _row(setting: Setting, entrant: Entrant, guarded: _Guarded, samples: _Sample
         engine=facts["engine"],
         version=facts["version"],
         device=facts["device"],
+        precision=_precision(entrant, guarded),
         note=facts.get("note", blank.note),
         peak_mb=guarded.process.peak_mb(),
     )

@@ -31,13 +31,13 @@ class Bench:
     model: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
     """Zoo names (random weights), checkpoints, Darknet cfg and weights one after the other, exported files."""
     engines: tuple[str, ...] = ("all",)
-    """all that are installed, auto (what a detector chooses), or openvino, onnxruntime, torch, opencv."""
+    """all that are installed, auto (what a detector chooses by itself), or openvino, onnxruntime, torch, opencv."""
     sizes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SIDE | HEIGHTxWIDTH")] = ()
     """Network inputs in pixels; by default each model's own."""
     batch: tuple[int, ...] = (1,)
     """Images at a time."""
     precision: tuple[str, ...] = ()
-    """f32, bf16 or f16; by default all that an engine computes natively. Rivals compute in f32."""
+    """f32, bf16, f16; by default all that an engine computes natively. Rivals compute in f32."""
     end_to_end: bool = False
     """Also measure from an image file to detections, with the share of each stage."""
     layers: bool = False
