@@ -159,6 +159,7 @@ def test_the_export_of_a_subnet_is_verified_at_two_sizes(file, name, form, tmp_p
     assert main(words) == 0, capsys.readouterr()
     opened = open_runnable(out)
     assert (opened.facts.verification, opened.facts.provenance[SUBNET]) == ("verified", name)
+    assert main(["verify", str(out), "--against", str(file)]) == 0, "of the whole model, verify takes the same part"
     with pytest.raises(UsageError, match="an exported network is fixed; give the checkpoint"):
         open_runnable(out, subnet="without-head-p7")
 

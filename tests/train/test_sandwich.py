@@ -188,11 +188,24 @@ def test_a_subnet_that_learned_along_finds_more(world: Any, capsys: pytest.Captu
 
     found = {}
     for out, subnets in (("plain", ()), ("sandwich", ("without-stage-p5",))):
-        recipe = world.short_recipe(80, subnets=subnets)
-        assert main(world.arguments(recipe, "--evaluate-every", 80, out=out)) == 0
+        recipe = world.short_recipe(40, subnets=subnets)
+        assert main(world.arguments(recipe, "--evaluate-every", 40, out=out)) == 0
         model = str(world.folder / out / "train" / "last.safetensors")
         capsys.readouterr()
         words = ["eval", model, "--data", str(world.shapes), "--split", "val", "--json", "--subnet", "without-stage-p5"]
         assert main(words) == 0
-        found[out] = json.loads(capsys.readouterr().out)["AP50"]
-    assert found["sandwich"] > found["plain"] + 0.1
+        found[out] = json.loads(capsys.readouterr().out)["AP"]
+    assert found["sandwich"] > found["plain"] + 0.1  # 0.41 and 0.18
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_with_the_doubled_batch(world: Any) -> None:
+    """With subnets too: both processes draw the same ones, and only the last backward pass of a step exchanges."""
+    data = world.write_shapes(world.folder / "set", 10, val_count=3)
+    recipe = world.short_recipe(4, subnets=("without-stage-p5", "without-head-p5"))
+    for out, more in (("one", ()), ("two", ("--devices", 2, "--timeout", 120))):
+        done = world.run(*world.arguments(recipe, "--freeze-norm", "--device", "cpu", *more, data=data, out=out))
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load_checkpoint(world.folder / out / "train" / "last.safetensors").weights for out in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-3, atol=1e-4, err_msg=name)
