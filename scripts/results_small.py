@@ -114,8 +114,8 @@ def run(grid: Mapping[str, Any], data: Path, folder: Path) -> tuple[list[Trained
     told = scaledyolo("ablate", str(folder / "grid.yaml"), "--data", str(data), "--out", str(folder), "--json")
     cells = json.loads(told)["cells"]
     for cell in cells:
-        if cell["failure"]:
-            raise FormatError(f"seed {cell['seed']}: {cell['failure']}")
+        if cell["ap"] is None:
+            raise FormatError(f"seed {cell['seed']}: {cell['failure'] or 'nothing to find in the test images'}")
     first = cells[0]
     record = read_record(folder / f"{first['spec']}--{first['recipe']}--seed{first['seed']}")
     return [Trained(cell["seed"], cell["ap"], cell["ap50"], cell["minutes"]) for cell in cells], record
