@@ -130,7 +130,7 @@ def test_a_roofline_from_a_file_is_in_text_json_and_page(tmp_path, capsys):
     assert values["roofline"]["least_ms"] == pytest.approx(sum(s["least_ms"] for s in values["stages"]), abs=1e-2)
     assert 'class="roofline"' in page.read_text(encoding="utf-8")
     assert main(words) == 0
-    assert "ridge at 10.0 FLOP for each byte (1 threads of cpu, float32, openvino)" in capsys.readouterr().out
+    assert "ridge at 10.0 FLOP for each byte (1 thread of a cpu, float32, openvino)" in capsys.readouterr().out
 
 
 def test_half_precision_moves_half_the_bytes(tmp_path, capsys):
@@ -152,8 +152,14 @@ def test_layers_that_were_measured_stand_below_the_roof(tmp_path, capsys):
         assert main(words) == 0
         stages = {stage["name"]: stage for stage in json.loads(capsys.readouterr().out)["stages"]}
         assert stages["backbone.stage3"].get("measured_ms") == measured  # 8 ms, for two images
-        assert ("Points are what was measured" in page.read_text(encoding="utf-8")) == (measured is not None)
-    assert main(["describe", "yolov4-p5", "--roofline", str(file), "--json"]) == 0
+        text = page.read_text(encoding="utf-8")
+        assert ("Points are what was measured" in text) == ("measured ms" in text) == (measured is not None)
+    assert main(["describe", "yolov4-tiny", "--roofline", str(file)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    row = next(line for line in table if line.startswith("  backbone.stage3 "))
+    assert row.split()[-2:] == ["arithmetic", "4.000"]
+    assert main(["describe", "yolov4-p5", "--roofline", str(file)]) == 0
+    assert "measured ms" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"roof": {"flops_per_s": 0}}]', '[{"roof": 3}]'])

@@ -191,6 +191,11 @@ _COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
     ("CIO", 13, lambda row: f"{row['cio']:,}"),
     ("FLOP/byte", 11, lambda row: f"{row['intensity']:.1f}"),
 )
+_MEASURED_COLUMN: tuple[str, int, Callable[[dict[str, Any]], str]] = (
+    "measured ms",
+    13,
+    lambda row: f"{row['measured_ms']:.3f}" if "measured_ms" in row else "-",
+)
 _ROOF_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
     ("least ms", 10, lambda row: f"{row['least_ms']:.3f}"),
     ("bound", 12, lambda row: row["bound"]),
@@ -200,6 +205,7 @@ _ROOF_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
 def _table(first: str, rows: list[dict[str, Any]]) -> list[str]:
     """Rows of figures under headings: one line each, names to the left."""
     columns = _COLUMNS + (_ROOF_COLUMNS if "bound" in rows[0] else ())
+    columns += (_MEASURED_COLUMN,) if any("measured_ms" in row for row in rows) else ()
     longest = max(len(row["name"]) for row in rows)
     names = [f"{row['name']:<{longest}}  {row['op']}" if "op" in row else row["name"] for row in rows]
     wide = max(len(first), *map(len, names))

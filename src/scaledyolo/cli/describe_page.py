@@ -61,7 +61,7 @@ _PART_COLUMNS = (
     ("boxes", "candidate boxes"),
     ("max_stride", "sides multiples of"),
 )
-_ROOF_COLUMNS = (("least_ms", "least ms"), ("bound", "bound by"))
+_ROOF_COLUMNS = (("least_ms", "least ms"), ("measured_ms", "measured ms"), ("bound", "bound by"))
 
 
 def page(
@@ -95,7 +95,7 @@ def page(
 <div class="frame">{pyramid_svg(graph, height, width)}</div>
 <p>Rows are strides. The bar of a box is its share of all operations.</p>
 <h2>By stage</h2>
-<div class="frame">{_table(_COLUMNS + (_ROOF_COLUMNS if roofline else ()), stages, summary)}</div>
+<div class="frame">{_table(_stage_columns(stages), stages, summary)}</div>
 <p>Figures are for one image in float32. Moved: inputs, outputs and weights of every node (Equation 1). CIO: input times
 output channels, summed over the convolutions. 1 MB is a million bytes.</p>
 {_roofline(roofline) if roofline else ""}
@@ -106,10 +106,17 @@ output channels, summed over the convolutions. 1 MB is a million bytes.</p>
 """
 
 
+def _stage_columns(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Columns of the table of stages: those of the roofline only where a stage has such a figure."""
+    given = {key for stage in stages for key in stage}
+    return [*_COLUMNS, *(column for column in _ROOF_COLUMNS if column[0] in given)]
+
+
 def _roofline(roofline: Roofline) -> str:
     peaks, facts = roofline.peaks, roofline.summary()
     measured = any(stage.measured_ms for stage in roofline.stages)
-    points = "Points are what was measured." if measured else "Points are the most that each stage can reach."
+    caches = "Points are what was measured; what stays in caches can lie above the roof."
+    points = caches if measured else "Points are the most that each stage can reach."
     return f"""<h2>Roofline</h2>
 <div class="frame">{roofline.svg()}</div>
 <p>{escape(peaks.machine)}: {peaks.gflops:,.0f} GFLOP a second in a matrix product, {peaks.gigabytes:,.1f} GB a second
@@ -168,6 +175,6 @@ def _cell(key: str, value: Any) -> str:
         return f"{4 * value / 1e6:,.2f}"
     if key == "intensity":
         return f"{value:,.1f}"
-    if key == "least_ms":
+    if key in ("least_ms", "measured_ms"):
         return f"{value:,.3f}"
     return f"{value:,}" if isinstance(value, int) else escape(str(value))

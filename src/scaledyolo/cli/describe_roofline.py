@@ -120,10 +120,11 @@ def read_peaks(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Peaks, 
         names = {node.name for node in graph}
         fitting = [row for row in rows if _is_of(row, names, size)]
         row = (fitting or rows)[0]
+        threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
         peaks = Peaks(
             gflops=float(row["roof"]["flops_per_s"]) / 1e9,
             gigabytes=float(row["roof"]["bytes_per_s"]) / 1e9,
-            machine=f"{row['threads']} threads of {row['device']}, {row['precision']}, {row['engine']}",
+            machine=f"{threads} of a {row['device']}, {row['precision']}, {row['engine']}",
             value_bytes=BYTES_PER_VALUE[row["precision"]],
         )
         if peaks.gflops <= 0 or peaks.gigabytes <= 0:
