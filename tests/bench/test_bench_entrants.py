@@ -84,6 +84,22 @@ def test_a_zoo_name_becomes_a_checkpoint_of_random_weights(tmp_path: Path) -> No
     assert network.at(None) == (416, 416)
 
 
+def test_the_default_model_has_a_name(monkeypatch: pytest.MonkeyPatch, colours: ColourModel) -> None:
+    monkeypatch.setenv("SCALEDYOLO_DEFAULT_MODEL", str(colours.path))
+    network = open_network(("default",))
+    assert (network.name, network.height, network.random) == ("default", 64, False)
+    assert network.load()[0] == colours.checkpoint.graph
+
+
+def test_a_pair_and_a_cfg_alone(colours: ColourModel, tmp_path: Path) -> None:
+    pair = open_network((str(colours.cfg), str(colours.weights)))
+    assert (pair.name, pair.random) == ("colours.cfg", False)
+    assert not open_network((str(colours.weights),)).random
+    lonely = tmp_path / "lonely.cfg"
+    lonely.write_bytes(colours.cfg.read_bytes())
+    assert open_network((str(lonely),)).random
+
+
 def test_so_many_boxes_pass_the_threshold(colours: ColourModel, paint: Callable[..., np.ndarray]) -> None:
     detector = Detector(colours.path, engine="onnxruntime", threads=1)
     image = paint(64, 64, (0, 0, 0), (3, 2, 1), (5, 7, 2))  # three cells whose scores are above all others

@@ -25,10 +25,11 @@ def multiplier(device: str, precision: str, threads: int) -> Callable[[Matrix, M
     def ready(left: Matrix, right: Matrix) -> Callable[[], object]:
         first, second = (torch.from_numpy(matrix).to(device, _DTYPES[precision]) for matrix in (left, right))
 
-        def run() -> None:
-            torch.matmul(first, second)
+        def run() -> torch.Tensor:
+            product = torch.matmul(first, second)
             if device == "cuda":
                 torch.cuda.synchronize()
+            return product
 
         return run
 

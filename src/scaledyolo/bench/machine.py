@@ -25,13 +25,13 @@ _COPY_BYTES: Final = 128 << 20  # of each of the two arrays: more than caches ho
 
 Matrix = npt.NDArray[np.float32]
 # From two matrices to a function that multiplies them once.
-_Multiplier = Callable[[Matrix, Matrix], Callable[[], object]]
+Multiplier = Callable[[Matrix, Matrix], Callable[[], object]]
 
 
 class GemmCandidate:
     """A product of two square matrices of random numbers."""
 
-    def __init__(self, job: GemmJob, multiplier: _Multiplier, sides: tuple[int, ...]) -> None:
+    def __init__(self, job: GemmJob, multiplier: Multiplier, sides: tuple[int, ...]) -> None:
         random = np.random.default_rng(0)
         for side in sides:
             left, right = (random.random((side, side), np.float32) for _ in range(2))
@@ -51,19 +51,26 @@ class GemmCandidate:
 
 
 def gemm_candidate(job: GemmJob) -> GemmCandidate:
-    """The product in a library.
+    """The product in a library; raises what :func:`multiplier_of` does."""
+    return GemmCandidate(job, multiplier_of(job), (_CUDA_SIDE,) if job.device == "cuda" else _SIDES)
+
+
+def multiplier_of(job: GemmJob) -> Multiplier:
+    """What makes products in a library.
 
     Raises:
         UsageError: the library does not compute in this precision.
         MissingPackageError: it is not installed.
     """
     if job.library == "openvino":
-        return GemmCandidate(job, _openvino_multiplier(job), _SIDES)
+        return _openvino_multiplier(job)
     if job.library == "torch":
-        return GemmCandidate(job, _torch_multiplier(job), (_CUDA_SIDE,) if job.device == "cuda" else _SIDES)
+        from scaledyolo.bench.gemm_torch import multiplier
+
+        return multiplier(job.device, job.precision, job.threads)
     if job.precision != "float32":
         raise UsageError(f"NumPy multiplies in float32, not in {job.precision}")
-    return GemmCandidate(job, _numpy_multiplier, _SIDES)
+    return _numpy_multiplier
 
 
 def _numpy_multiplier(left: Matrix, right: Matrix) -> Callable[[], object]:
@@ -71,7 +78,7 @@ def _numpy_multiplier(left: Matrix, right: Matrix) -> Callable[[], object]:
     return lambda: np.matmul(left, right, out=out)
 
 
-def _openvino_multiplier(job: GemmJob) -> _Multiplier:
+def _openvino_multiplier(job: GemmJob) -> Multiplier:
     from scaledyolo.engines.openvino import PRECISIONS, available_precisions, import_openvino
 
     openvino = import_openvino()
@@ -104,19 +111,13 @@ def _quantised(ops: Any, given: Any, right: Matrix) -> tuple[Any, Any]:
     return ops.fake_quantize(given, low, high, low, high, 256), ops.multiply(stored, scale)
 
 
-def _torch_multiplier(job: GemmJob) -> _Multiplier:
-    from scaledyolo.bench.gemm_torch import multiplier
-
-    return multiplier(job.device, job.precision, job.threads)
-
-
 class CopyCandidate:
     """A copy from one large array to another, each thread its part; counts bytes read and bytes written."""
 
     def __init__(self, job: CopyJob) -> None:
         count = _COPY_BYTES // 4
         source, target = np.ones(count, np.float32), np.zeros(count, np.float32)
-        self._parts = list(zip(np.array_split(target, job.threads), np.array_split(source, job.threads), strict=True))
+        self.parts = list(zip(np.array_split(target, job.threads), np.array_split(source, job.threads), strict=True))
         self._pool = ThreadPoolExecutor(job.threads)
 
     def facts(self) -> dict[str, Any]:
@@ -128,4 +129,4 @@ class CopyCandidate:
         return {"ms": timed_ms(self._copy)}
 
     def _copy(self) -> None:
-        list(self._pool.map(lambda part: np.copyto(*part), self._parts))  # NumPy lets go of the interpreter meanwhile
+        list(self._pool.map(lambda part: np.copyto(*part), self.parts))  # NumPy lets go of the interpreter meanwhile

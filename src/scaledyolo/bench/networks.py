@@ -12,6 +12,7 @@ from scaledyolo.arch.cost import cost
 from scaledyolo.arch.graph import Graph
 from scaledyolo.checkpoint import Checkpoint, save_checkpoint
 from scaledyolo.classes import default_category_ids, default_names
+from scaledyolo.default_model import DEFAULT, default_model_file
 from scaledyolo.errors import UsageError
 from scaledyolo.model import load_graph, load_model
 from scaledyolo.runnable import is_artefact, read_facts
@@ -94,12 +95,15 @@ def open_network(model: tuple[str, ...]) -> Network:
 
     Args:
         model: a zoo name, a spec file or a cfg alone (random weights: speed does not depend on them), a checkpoint, a
-            Darknet pair, or an exported file.
+            Darknet pair, an exported file, or ``default``.
 
     Raises:
         ScaledYoloError: there is no such model, or it is damaged.
     """
     path = Path(model[0])
+    if model == (DEFAULT,):
+        graph = load_graph(default_model_file())
+        return Network(DEFAULT, model, graph.height, graph.width, graph)
     if len(model) == 1 and is_artefact(path):
         facts = read_facts(path)
         precision = None if facts.quantisation is None else facts.quantisation.precision
