@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from scaledyolo import Checkpoint, lower, save_checkpoint
 from scaledyolo.checkpoint import load_checkpoint
@@ -58,3 +60,31 @@ def test_the_network_follows_the_default_model_unless_one_is_named(world: Any, d
     trained = load_checkpoint(world.folder / "runs" / "train" / "last.safetensors")
     assert trained.spec is not None
     assert (trained.spec.name, trained.spec.size) == (world.narrow_spec().name, 64)
+
+
+def test_a_grid_may_start_from_the_default_model_and_knows_it_again(
+    world: Any, default: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = world.write_recipe(world.short_recipe(1))
+    document = {
+        "name": "starts",
+        "size": 64,
+        "specs": {"narrow": str(world.narrow)},
+        "recipes": {"default": {"base": str(recipe), "weights": "default"}},
+    }
+    grid = world.folder / "starts.yaml"
+    grid.write_text(yaml.safe_dump(document))
+    words = ["ablate", str(grid), "--data", str(world.shapes), "--test-split", "val", "--precision", "32"]
+    words += ["--engine", "onnxruntime", "--out", str(world.folder / "cells")]
+    assert main(words) == 0
+    taken = json.loads((world.folder / "cells" / "narrow--default--seed0" / "run.json").read_text())["transfer"]
+    assert all("head" in name for name in taken["fresh"])
+    assert taken["values_taken"] > 0.9 * taken["values"]
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "done before" in capsys.readouterr().err
+    # Another default model is another start: its results are not mixed with those of this one.
+    weights = {name: 2 * value for name, value in default.weights.items()}
+    save_checkpoint(world.folder / "default.safetensors", replace(default, weights=weights))
+    assert main(words) == 2
+    assert "another network, recipe, seed, images or settings" in capsys.readouterr().err
