@@ -8,8 +8,7 @@ as many threads as it likes, 1 / E. Both need the same cores, so no pipeline get
 the goal is 85 % of it. The three are measured in turns.
 
 Without --photos, JPEGs of 640 x 480 pixels are made: waves, edges and a little noise, as large as photographs are.
-Weights are random, with the bias of objectness moved so that an image has some dozens of candidates; --model takes a
-real one.
+Weights are random, with the confidence at which they find 20 objects in an image on average; --model takes a real one.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from scaledyolo.views import inputs_of
 from scaledyolo.weights import random_weights
 
 GOAL = 0.85
-CANDIDATES = 40  # of an image, with random weights
+OBJECTS = 20  # in an image, with random weights
 QUALITY = 90
 SAMPLES = 10  # readings of the memory
 
@@ -47,7 +46,7 @@ class Options:
     """What to measure."""
 
     network: str = "yolov4-tiny"  # of the zoo, with random weights
-    model: Path | None = None  # a checkpoint instead
+    model: str | None = None  # a checkpoint instead
     size: int | None = None  # input side; by default the model's own
     images: int = 300
     photos: Path | None = None  # a folder of images instead of made ones
@@ -67,23 +66,15 @@ def make_photos(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def quiet_checkpoint(name: str, photos: list[Path]) -> Checkpoint:
-    """Random weights that give a number of candidates as trained ones do, on average over some photos."""
-    graph = lower(ZOO[name])
+def random_detector(options: Options, photos: list[Path]) -> Detector:
+    """Random weights, and the confidence at which they find as many objects as trained ones, on average over photos."""
+    graph = lower(ZOO[options.network])
     weights = random_weights(graph, np.random.default_rng(0))
-    detector = Detector(Checkpoint(graph=graph, weights=weights, class_names=COCO_NAMES), engine="onnxruntime")
-    objectness = []
-    for photo in photos:
-        canvas, _ = detector._place(read_image(photo))
-        maps = detector.views[0].run(inputs_of(detector.views, [canvas])[0])
-        for raw, detect in zip(maps, graph.detects, strict=True):
-            objectness.append(raw.reshape(len(detect.mask), detect.num_outputs, -1)[:, 4].ravel())
-    # Random classes leave a box nearly all of its objectness, so this is about where the score is the threshold.
-    shift = np.float32(-0.3 - np.sort(np.concatenate(objectness))[-CANDIDATES * len(photos)])
-    for head, detect in zip(graph.heads, graph.detects, strict=True):
-        bias = weights[f"{head.inputs[0]}.bias"] = weights[f"{head.inputs[0]}.bias"].copy()
-        bias.reshape(len(detect.mask), detect.num_outputs)[:, 4] += shift
-    return Checkpoint(graph=graph, weights=weights, class_names=COCO_NAMES)
+    checkpoint = Checkpoint(graph=graph, weights=weights, class_names=COCO_NAMES)
+    curious = Detector(checkpoint, size=options.size, engine="onnxruntime", confidence=0.0, max_detections=2000)
+    scores = np.sort(np.concatenate([curious(photo).confidence for photo in photos]))
+    confidence = float(scores[-OBJECTS * len(photos)])
+    return Detector(checkpoint, size=options.size, threads=options.threads, confidence=confidence)
 
 
 def side_by_side(work: Callable[[int], object], count: int, lanes: int) -> None:
@@ -109,8 +100,10 @@ def main(options: Options) -> int:
         else:
             found = (path for path in options.photos.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             paths = list(itertools.islice(itertools.cycle(sorted(found)), options.images))
-        model = options.model or quiet_checkpoint(options.network, paths[:: max(1, len(paths) // 12)])
-        detector = Detector(model, size=options.size, threads=options.threads)
+        if options.model is None:
+            detector = random_detector(options, paths[:: max(1, len(paths) // 12)])
+        else:
+            detector = Detector(options.model, size=options.size, threads=options.threads)
         rate = measure(detector, paths, options, Path(name))
         if options.memory:
             watch_memory(detector, paths, options.memory, Path(name))
