@@ -57,7 +57,7 @@ def test_memory_makes_the_batch_of_a_run_smaller(world: Any) -> None:
     from scaledyolo.train.manifest import Run
 
     def run(memory: str | None) -> Run:
-        return Train(data=world.shapes, recipe="csp", memory=memory, precision="32", device="cpu")._new_run()[0]
+        return Train(data=(world.shapes,), recipe="csp", memory=memory, precision="32", device="cpu")._new_run()[0]
 
     assert run(None).recipes[0].batch == 64
     assert run("2G").recipes[0].batch in (4, 8, 16)

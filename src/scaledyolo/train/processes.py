@@ -21,7 +21,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from scaledyolo.errors import ScaledYoloError
-from scaledyolo.train.machine import device_type, resolve_precision
+from scaledyolo.train.machine import device_type, keep_freed_memory, resolve_precision
 from scaledyolo.train.settings import Settings
 
 _FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -43,6 +43,8 @@ def launch(settings: Settings) -> Fabric:
         logging.getLogger(name).setLevel(logging.WARNING)  # it announces its precision and every process otherwise
     device = device_type(settings.device)
     precision = resolve_precision(settings.precision, device)
+    if device == "cpu":
+        keep_freed_memory()
     strategy = DDPStrategy(timeout=timedelta(seconds=settings.timeout)) if settings.world_size > 1 else "auto"
     fabric = Fabric(
         accelerator=device,

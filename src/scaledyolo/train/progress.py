@@ -28,9 +28,11 @@ class EpochTotals:
         """Count one batch."""
         self.batches += 1
         self.images += images
-        self.box += float(parts.box)
-        self.objectness += float(parts.objectness)
-        self.class_ += float(parts.class_)
+        # Together, because a GPU is waited for each time that a value is asked for.
+        box, objectness, class_ = torch.stack((parts.box, parts.objectness, parts.class_)).tolist()
+        self.box += box
+        self.objectness += objectness
+        self.class_ += class_
 
     def losses(self) -> Tensor:
         """The sums of the three parts, (3,) float64, to be averaged over the processes."""
