@@ -48,7 +48,10 @@ class EmbeddedNms:
 
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """How a network came to compute in 8 bits. Its last convolutions and what follows them always stay in float."""
+    """How a network came to compute in 8 bits.
+
+    Its last convolutions and what follows them always stay in float, for OpenVINO depthwise ones too.
+    """
 
     precision: Literal["int8"] = "int8"
     tool: str = ""  # what quantised it, with version

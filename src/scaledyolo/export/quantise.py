@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from scaledyolo.arch.cost import cost
 from scaledyolo.artefact import Quantisation
 from scaledyolo.convert.fold import fold
 from scaledyolo.engines.base import Engine
@@ -107,7 +108,8 @@ def quantised(job: Job, format_name: str, wish: Int8, data: Dataset | None, fold
         DataError: there are no images, or one cannot be decoded.
     """
     graph, _ = fold(job.graph, job.weights)
-    macs = quantisable_layers(graph)
+    # OpenVINO computes depthwise convolutions in float even where their input was rounded for them.
+    macs = quantisable_layers(graph, depthwise=format_name != "openvino")
     if not macs:
         raise ConversionError(f"{job.graph.name}: has no convolution before its last ones that could be quantised")
     images = choose_images(
@@ -130,7 +132,7 @@ def quantised(job: Job, format_name: str, wish: Int8, data: Dataset | None, fold
         calibrated_on=images.source,
         images=len(images),
         float_layers=float_layers,
-        int8_share=_share(float_layers, macs),
+        int8_share=round(sum(count for name, count in macs.items() if name not in float_layers) / cost(graph).macs, 4),
         max_ap_drop=limit,
         speedup=speedup,
     )
@@ -204,12 +206,6 @@ class _Gate:
         return most_sensitive_first(noises, self._macs)
 
 
-def _share(float_layers: Sequence[str], macs: Mapping[str, int]) -> float:
-    """Share of the multiply-accumulates, those of the last convolutions left out, that are in 8 bits."""
-    total = sum(macs.values())
-    return round((total - sum(macs[name] for name in float_layers)) / total, 4)
-
-
 def _speedup(quantiser: Quantiser, path: Path, images: CalibrationImages) -> float:
     """How many times faster than float32 the quantised network is in this runtime on this machine.
 
@@ -246,7 +242,7 @@ def _openvino(job: Job, macs: Mapping[str, int], images: CalibrationImages, fold
     from scaledyolo.export.quantise_openvino import OpenVinoQuantiser
 
     model = onnx_model(job, with_metadata=False, mish="native")
-    return OpenVinoQuantiser(model, [head.name for head in job.graph.heads], images, folder)
+    return OpenVinoQuantiser(model, [head.name for head in job.graph.heads], macs, images, folder)
 
 
 def _onnx(job: Job, macs: Mapping[str, int], images: CalibrationImages, folder: Path) -> Quantiser:

@@ -12,7 +12,7 @@ import importlib
 import io
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +45,7 @@ class OpenVinoQuantiser:
     Args:
         model: the network in float with native Mish, its outputs named by its heads.
         heads: their names.
+        layers: names of the convolutions that may compute in 8 bits.
         images: what the ranges of activations are taken from.
         folder: where files are put.
 
@@ -52,7 +53,14 @@ class OpenVinoQuantiser:
         MissingPackageError: NNCF is not installed.
     """
 
-    def __init__(self, model: ModelProto, heads: Sequence[str], images: CalibrationImages, folder: Path) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        heads: Sequence[str],
+        layers: Collection[str],
+        images: CalibrationImages,
+        folder: Path,
+    ) -> None:
         self._nncf, self._openvino = import_nncf(), import_openvino()
         self._images, self._folder = images, folder
         self._source = model.SerializeToString()
@@ -60,7 +68,8 @@ class OpenVinoQuantiser:
         self._free_shape = self._float.inputs[0].partial_shape
         self._float.reshape([1, self._float.inputs[0].partial_shape[1], images.height, images.width])
         self._operations = _convolutions(self._float)
-        self._kept = [*_around_heads(self._float, heads), *_inside_activations(self._float)]
+        others = [name for layer, name in self._operations.items() if layer not in layers]
+        self._kept = [*_around_heads(self._float, heads), *_inside_activations(self._float), *others]
         self._full: Any = None
 
     @property
