@@ -13,7 +13,7 @@ import pytest
 from scaledyolo.bench.candidates import threshold_for
 from scaledyolo.bench.entrants import Setting, check_engines, entrants, read_precisions
 from scaledyolo.bench.networks import open_network, pair_up
-from scaledyolo.bench.run import Options, bench
+from scaledyolo.bench.run import Options, _heats, bench
 from scaledyolo.cli import main
 from scaledyolo.cli.bench import listed, sides
 from scaledyolo.detector import Detector
@@ -98,6 +98,15 @@ def test_a_pair_and_a_cfg_alone(colours: ColourModel, tmp_path: Path) -> None:
     lonely = tmp_path / "lonely.cfg"
     lonely.write_bytes(colours.cfg.read_bytes())
     assert open_network((str(lonely),)).random
+
+
+def test_heats() -> None:
+    networks = [open_network((name,)) for name in ("yolov4-tiny", "yolov3-tiny")]
+    first, second = networks
+    apart = _heats(networks, Options(sizes=((64, 64), (96, 96))))
+    assert apart == [[(first, 64, 64, 1)], [(first, 96, 96, 1)], [(second, 64, 64, 1)], [(second, 96, 96, 1)]]
+    together = _heats(networks, Options(batches=(1, 8), together=True))
+    assert together == [[(first, 416, 416, 1), (second, 416, 416, 1)], [(first, 416, 416, 8), (second, 416, 416, 8)]]
 
 
 def test_so_many_boxes_pass_the_threshold(colours: ColourModel, paint: Callable[..., np.ndarray]) -> None:

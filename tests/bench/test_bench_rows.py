@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -64,3 +65,19 @@ def test_notes_say_what_failed_and_that_the_machine_was_busy() -> None:
 
 def _values(row: Row) -> dict[str, object]:
     return {name: getattr(row, name) for name in Row.__dataclass_fields__}
+
+
+def test_ratios_are_to_the_fastest_of_the_same_heat() -> None:
+    from rich.console import Console
+
+    from scaledyolo.bench.report import print_report
+
+    def timed(engine: str, ms: float, heat: int) -> Row:
+        return measured(Row(**{**_values(BLANK), "engine": engine, "heat": heat}), [{"ms": ms}] * 3, None, None)
+
+    written = io.StringIO()
+    print_report(
+        [timed("fast", 10.0, 0), timed("slow", 25.0, 0), timed("fast", 50.0, 1)], Console(width=160, file=written)
+    )
+    lines = [line.split() for line in written.getvalue().splitlines() if "bf16" in line]
+    assert [(line[0], line[7]) for line in lines] == [("fast", "1.00"), ("slow", "2.50"), ("fast", "1.00")]

@@ -40,7 +40,7 @@ PRECISIONS: Final = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What holds for all who take part in the same rounds."""
+    """A network at one size and batch, and what else holds for all who run it."""
 
     network: Network
     height: int  # pixels of the network input
@@ -56,6 +56,7 @@ class Setting:
 class Entrant:
     """One way to run a network, not yet started."""
 
+    setting: Setting
     engine: str
     precision: str
     end_to_end: bool
@@ -93,7 +94,7 @@ def read_precisions(words: Sequence[str]) -> tuple[str, ...]:
 def entrants(
     setting: Setting, engines: Sequence[str], precisions: Sequence[str], *, end_to_end: bool, darknet: str | None
 ) -> list[Entrant]:
-    """Everybody who takes part in the rounds of one network at one size and batch.
+    """Everybody who runs one network at one size and batch.
 
     Args:
         setting: what holds for all of them.
@@ -106,14 +107,16 @@ def entrants(
     found: dict[tuple[str, str, bool], Entrant] = {}
     for engine in itertools.chain.from_iterable(_installed_for(setting) if one == ALL else [one] for one in engines):
         if engine == OPENCV:
-            found[OPENCV, "float32", False] = Entrant(OPENCV, "float32", False, lambda: _start_opencv(setting))
+            found[OPENCV, "float32", False] = Entrant(setting, OPENCV, "float32", False, lambda: _start_opencv(setting))
             continue
         for precision in precisions or ((AUTO,) if engine == AUTO else _native_precisions(engine, setting)):
             for whole in (False, True) if end_to_end else (False,):
                 start = _starter(setting, engine, precision, whole)
-                found[engine, precision, whole] = Entrant(engine, precision, whole, start)
+                found[engine, precision, whole] = Entrant(setting, engine, precision, whole, start)
     if darknet is not None:
-        found[DARKNET, "float32", False] = Entrant(DARKNET, "float32", False, lambda: _start_darknet(setting, darknet))
+        found[DARKNET, "float32", False] = Entrant(
+            setting, DARKNET, "float32", False, lambda: _start_darknet(setting, darknet)
+        )
     return list(found.values())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from scaledyolo.classes import default_category_ids, default_names
 from scaledyolo.default_model import DEFAULT, default_model_file
 from scaledyolo.errors import UsageError
 from scaledyolo.model import load_graph, load_model
-from scaledyolo.runnable import is_artefact, read_facts
+from scaledyolo.runnable import is_artefact, network_file, read_facts
 from scaledyolo.weights import Weights, random_weights
 
 
@@ -45,8 +48,12 @@ class Network:
         return height, width
 
     def gflop(self, height: int, width: int) -> float | None:
-        """Giga floating-point operations of one image, 2 per multiply-add; None for an exported file."""
-        return None if self.graph is None else cost(self.graph, height, width).gflops
+        """Giga floating-point operations of the convolutions for one image, 2 per multiply-add; None if unknown."""
+        return (
+            exported_gflop(self.files[0], height, width)
+            if self.graph is None
+            else cost(self.graph, height, width).gflops
+        )
 
     @property
     def params(self) -> int | None:
@@ -71,6 +78,27 @@ class Network:
             raise UsageError(f"{self.name} is exported: rivals need the model that it comes from")
         checkpoint = load_model(self.files[0] if len(self.files) == 1 else (self.files[0], self.files[1]))
         return checkpoint.graph, dict(checkpoint.weights)
+
+
+@cache
+def exported_gflop(path: str, height: int, width: int) -> float | None:
+    """Like :meth:`Network.gflop` for an .onnx file or an OpenVINO folder; None where OpenVINO cannot read it."""
+    if importlib.util.find_spec("openvino") is None:
+        return None
+    from scaledyolo.engines.openvino import import_openvino
+
+    try:
+        model = import_openvino().Core().read_model(str(network_file(Path(path))))
+        model.reshape([1, model.inputs[0].partial_shape[1].get_length(), height, width])
+    except RuntimeError:
+        return None
+    macs = 0
+    for node in model.get_ordered_ops():
+        if node.get_type_name() in ("Convolution", "GroupConvolution"):
+            out, kernel = node.output(0).get_shape(), node.input(1).get_shape()
+            # Of a grouped kernel the first side is the group; in both forms one output channel has the rest.
+            macs += math.prod(out) * math.prod(kernel) // out[1]
+    return 2 * macs / 1e9
 
 
 def pair_up(words: Sequence[str]) -> list[tuple[str, ...]]:

@@ -72,7 +72,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
             remarks[row.note].append(row.engine)
     lines += [f"{', '.join(engines)}: {note}" for note, engines in remarks.items()]
     if any((row.noise or 0) > _NOISY for row in good):
-        lines.append(f"noise above {percent(_NOISY)}: the machine was busy; ratios within one table still hold")
+        lines.append(f"noise above {percent(_NOISY)}: the machine was busy; ratios still hold")
     if any(row.peak_mb for row in good):
         lines.append("MB: most memory of a process that does nothing else (VmHWM), interpreter and loading included")
     if any(row.peak_share for row in good):
@@ -108,7 +108,7 @@ def _times(rows: Sequence[Row], title: str) -> Table:
         "p95": lambda row, _: number(row.p95_ms, 2),
         "noise": lambda row, _: percent(row.noise),
         "images/s": lambda row, _: number(row.images_per_s),
-        "ratio": lambda row, best: number((row.median_ms or 0) / best, 2),
+        "ratio": lambda row, best: number((row.median_ms or 0.0) / best, 2),
         "GFLOP/s": lambda row, _: number(row.gflops, 0),
         "of peak": lambda row, _: percent(row.peak_share),
         "MB": lambda row, _: number(row.peak_mb, 0),
@@ -117,12 +117,11 @@ def _times(rows: Sequence[Row], title: str) -> Table:
         del columns["GFLOP/s"], columns["of peak"]
     threads = f", {rows[0].threads} thread{'s' if rows[0].threads > 1 else ''}, {rows[0].rounds} rounds"
     table = _table(title + threads, "", list(columns))
+    best = {row.heat: row.median_ms or 0.0 for row in sorted(rows, key=lambda row: -(row.median_ms or 0.0) / row.batch)}
     for label, group in groupby(rows, key=network_label):
-        members = list(group)
-        best = min(row.median_ms or 0.0 for row in members)
         table.add_row(label, style="bold")
-        for row in members:
-            table.add_row(f"  {engine_label(row)}", *(cell(row, best) for cell in columns.values()))
+        for row in group:
+            table.add_row(f"  {engine_label(row)}", *(cell(row, best[row.heat]) for cell in columns.values()))
     return table
 
 

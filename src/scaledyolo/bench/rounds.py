@@ -1,4 +1,4 @@
-"""The rounds of one network at one size and batch: everybody in turns, beside a matrix product and a copy."""
+"""A heat: everybody in turns, round after round, beside a matrix product and a copy."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ class _Guarded:
             return {}
 
 
-def measure(setting: Setting, entrants: Sequence[Entrant], gemms: Gemms, effort: Effort, *, layers: bool) -> list[Row]:
+def measure(entrants: Sequence[Entrant], gemms: Gemms, effort: Effort, *, layers: bool, heat: int = 0) -> list[Row]:
     """Start everybody, measure in turns, end everybody.
 
     Args:
-        setting: network, size and batch.
         entrants: who takes part.
         gemms: the matrix products to compare with.
         effort: how long.
         layers: whether to look into the networks afterwards, where an engine tells.
+        heat: the number of these rounds, which the rows carry.
 
     Returns:
         A row for each entrant, in their order; one that failed says why.
@@ -76,10 +76,10 @@ def measure(setting: Setting, entrants: Sequence[Entrant], gemms: Gemms, effort:
             try:
                 running[index] = _Guarded(stack.enter_context(contextlib.closing(entrant.start())))
             except ScaledYoloError as error:
-                rows[index] = dataclasses.replace(_blank(setting, entrant), error=str(error))
+                rows[index] = dataclasses.replace(_blank(entrant, heat), error=str(error))
         precisions = {_precision(entrants[index], guarded) for index, guarded in running.items()}
         products = {key: _Guarded(worker) for wanted in precisions for key, worker in gemms.wanted(wanted).items()}
-        copy = _start_copy(stack, setting) if layers and running else None
+        copy = _start_copy(stack, entrants[0].setting.threads) if layers and running else None
         measures: dict[Any, Callable[[], Mapping[str, Any]]] = {
             key: guarded.sample for key, guarded in (*running.items(), *products.items())
         }
@@ -88,15 +88,15 @@ def measure(setting: Setting, entrants: Sequence[Entrant], gemms: Gemms, effort:
         samples = interleaved_samples(measures, rounds=effort.rounds, warmup=effort.warmup, seconds=effort.seconds)
         limits = _limits(products, copy, samples)
         for index, guarded in running.items():
-            rows[index] = _row(setting, entrants[index], guarded, samples[index], limits)
+            blank = _blank(entrants[index], heat)
+            rows[index] = _row(blank, entrants[index], guarded, samples[index], limits)
     if layers:
-        rows = {index: _with_layers(row, setting, limits) for index, row in rows.items()}
+        rows = {index: _with_layers(row, entrants[index].setting, limits) for index, row in rows.items()}
     return [rows[index] for index in range(len(entrants))]
 
 
-def _start_copy(stack: ExitStack, setting: Setting) -> _Guarded:
-    job = CopyJob(setting.threads)
-    return _Guarded(stack.enter_context(contextlib.closing(Worker(job, threads=setting.threads))))
+def _start_copy(stack: ExitStack, threads: int) -> _Guarded:
+    return _Guarded(stack.enter_context(contextlib.closing(Worker(CopyJob(threads), threads=threads))))
 
 
 def _limits(
@@ -118,8 +118,8 @@ def _limits(
     return Limits(medians, {precision: Roof(peak, bandwidth) for precision, peak in fastest.items()})
 
 
-def _blank(setting: Setting, entrant: Entrant) -> Row:
-    network = setting.network
+def _blank(entrant: Entrant, heat: int) -> Row:
+    setting, network = entrant.setting, entrant.setting.network
     return Row(
         model=network.name,
         size=(setting.height, setting.width),
@@ -129,6 +129,7 @@ def _blank(setting: Setting, entrant: Entrant) -> Row:
         end_to_end=entrant.end_to_end,
         device=setting.device,
         threads=setting.threads,
+        heat=heat,
         params=network.params,
         note="random weights; the threshold is such that 100 boxes pass it before suppression"
         if network.random and entrant.end_to_end
@@ -141,8 +142,7 @@ def _precision(entrant: Entrant, guarded: _Guarded) -> str:
     return str(guarded.process.facts.get("precision", entrant.precision))
 
 
-def _row(setting: Setting, entrant: Entrant, guarded: _Guarded, samples: _Samples, limits: Limits) -> Row:
-    blank = _blank(setting, entrant)
+def _row(blank: Row, entrant: Entrant, guarded: _Guarded, samples: _Samples, limits: Limits) -> Row:
     if guarded.error:
         return dataclasses.replace(blank, error=guarded.error)
     facts = guarded.process.facts
@@ -155,7 +155,7 @@ def _row(setting: Setting, entrant: Entrant, guarded: _Guarded, samples: _Sample
         note=facts.get("note", blank.note),
         peak_mb=guarded.process.peak_mb(),
     )
-    gflop = setting.network.gflop(setting.height, setting.width)
+    gflop = entrant.setting.network.gflop(*row.size)
     return measured(row, samples, gflop, limits.median_gflops.get(row.precision))
 
 

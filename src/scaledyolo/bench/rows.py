@@ -27,6 +27,7 @@ class Row:
     version: str = ""  # of the engine
     device: str = "cpu"
     threads: int = 1
+    heat: int = 0  # rows of one heat were measured in the same rounds: their ratios hold on a busy machine too
     median_ms: float | None = None
     p95_ms: float | None = None
     noise: float | None = None  # interquartile range over median

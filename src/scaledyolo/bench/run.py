@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scaledyolo.bench.entrants import Gemms, Setting, check_engines, entrants, read_precisions
-from scaledyolo.bench.networks import open_network, pair_up
+from scaledyolo.bench.entrants import Entrant, Gemms, Setting, check_engines, entrants, read_precisions
+from scaledyolo.bench.networks import Network, open_network, pair_up
 from scaledyolo.bench.rounds import Effort, measure
 from scaledyolo.bench.rows import Row
 from scaledyolo.bench.timing import check_rounds
@@ -38,6 +37,7 @@ class Options:
     seconds: float | None = None  # for the rounds of one network at one size and batch
     end_to_end: bool = False
     layers: bool = False
+    together: bool = False  # all networks in the same rounds; they are all in memory then
     image: Path | None = None  # None: a picture is made
     darknet: str | None = None  # a binary
 
@@ -66,24 +66,42 @@ def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] =
         raise UsageError(f"{threads} threads make no sense; use 1 or more")
     effort = Effort(options.rounds, options.warmup, options.seconds)
     rows: list[Row] = []
-    networks = [open_network(model) for model in pair_up(models)]
-    plan = [(network, [network.at(size) for size in options.sizes or (None,)]) for network in networks]
+    heats = _heats([open_network(model) for model in pair_up(models)], options)
     with tempfile.TemporaryDirectory(prefix="scaledyolo-bench-") as temporary, ExitStack() as stack:
         image = _picture(options.image, Path(temporary))
         gemms = stack.enter_context(contextlib.closing(Gemms(options.device, threads)))
-        for network, sizes in plan:
-            with tempfile.TemporaryDirectory(dir=temporary) as own:  # weights can be large: one network's at a time
-                ready = network.written(Path(own))
-                for number, ((height, width), batch) in enumerate(itertools.product(sizes, options.batches)):
-                    tell(f"{network.name} at {height}x{width}, batch {batch}")
+        for heat, parts in enumerate(heats):
+            tell(", ".join(f"{network.name} at {height}x{width}" for network, height, width, _ in parts))
+            with tempfile.TemporaryDirectory(dir=temporary) as own:  # weights can be large: no longer than needed
+                who: list[Entrant] = []
+                for number, (network, height, width, batch) in enumerate(parts):
                     folder = Path(own) / str(number)
+                    folder.mkdir()
+                    ready = network.written(folder)
                     setting = Setting(ready, height, width, batch, threads, options.device, image, folder)
-                    who = entrants(
+                    who += entrants(
                         setting, options.engines, precisions, end_to_end=options.end_to_end, darknet=options.darknet
                     )
-                    rows += measure(setting, who, gemms, effort, layers=options.layers)
-                    shutil.rmtree(folder, ignore_errors=True)
+                rows += measure(who, gemms, effort, layers=options.layers, heat=heat)
     return rows
+
+
+_Part = tuple[Network, int, int, int]  # with height, width and batch
+
+
+def _heats(networks: Sequence[Network], options: Options) -> list[list[_Part]]:
+    """What is measured in the same rounds: one network at one size and batch, or all networks together.
+
+    Raises:
+        SpecError: a network cannot take a size.
+    """
+    sizes = options.sizes or (None,)
+    fields = [networks] if options.together else [[network] for network in networks]
+    return [
+        [(network, *network.at(size), batch) for network in field]
+        for field in fields
+        for size, batch in itertools.product(sizes, options.batches)
+    ]
 
 
 def physical_cores() -> int:

@@ -42,6 +42,8 @@ class Bench:
     """Also measure from an image file to detections, with the share of each stage."""
     layers: bool = False
     """Also time every layer: what it achieves, and whether arithmetic or memory holds it up."""
+    together: bool = False
+    """Measure all models in the same rounds, so that their ratios hold too; they are all in memory then."""
     image: Path | None = None
     """Picture for --end-to-end; by default one is made."""
     device: str = "cpu"
@@ -82,6 +84,7 @@ class Bench:
                 seconds=self.seconds,
                 end_to_end=self.end_to_end,
                 layers=self.layers,
+                together=self.together,
                 image=self.image,
                 darknet=self.rival_darknet,
             ),
