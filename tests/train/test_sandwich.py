@@ -182,6 +182,19 @@ def test_a_subnet_that_was_cut_out_is_tuned_with_train_weights(world: Any, capsy
     assert main(["train", "--resume", str(world.folder / "tuned" / "train")]) == 0
 
 
+def test_a_run_that_began_before_there_were_subnets_is_still_the_same_run(world: Any) -> None:
+    """Settings that a saved run does not know count as their defaults; nothing else does."""
+    from scaledyolo.strict import to_mapping
+    from scaledyolo.train.manifest import completed
+
+    now = {"spec": world.narrow_spec().to_dict(), "recipes": [to_mapping(world.short_recipe())], "seed": 0}
+    spec = {key: value for key, value in now["spec"].items() if key != "subnet"}
+    recipe = {key: value for key, value in now["recipes"][0].items() if key != "subnets"}
+    assert completed({"spec": spec, "recipes": [recipe], "seed": 0}) == now
+    assert completed({"spec": spec, "recipes": [{**recipe, "batch": 8}], "seed": 0}) != now
+    assert completed({"spec": 3}) == {"spec": 3}
+
+
 @pytest.mark.slow
 def test_a_subnet_that_learned_along_finds_more(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
     import json
