@@ -70,6 +70,23 @@ def test_the_report_says_what_was_compared(small_model: Checkpoint, tmp_path: Pa
     assert report.num_bytes == (tmp_path / "a.onnx").stat().st_size
 
 
+def test_sums_are_traced_in_silence(tmp_path: Path) -> None:
+    """A sum asks for numbers of channels, which tracing answers once and for all."""
+    from scaledyolo.arch.graph import Graph, GraphBuilder
+    from scaledyolo.arch.ops import Add, Conv, Detect
+    from scaledyolo.weights import random_weights
+
+    build = GraphBuilder()
+    x = build.add("stem", Conv(16, 3, (2, 2), 1), Graph.INPUT)
+    x = build.add("sum", Add("leaky"), x, build.add("other", Conv(16, 3, padding=1), x))
+    x = build.add("raw", Conv(16, norm=False, bias=True), x)
+    build.add("head", Detect(((8.0, 8.0), (16.0, 9.0)), (0, 1), 3), x)
+    graph = Graph("sums", tuple(build.nodes), 32, 32)
+    weights = random_weights(graph, np.random.default_rng(0))
+    model = Checkpoint(graph=graph, weights=weights, class_names=("a", "b", "c"))
+    assert export(model, tmp_path, format="torchscript").facts.verification == "verified"
+
+
 @pytest.mark.slow
 def test_darknet_pair_is_read_back(tmp_path: Path) -> None:
     from scaledyolo.classes import default_names

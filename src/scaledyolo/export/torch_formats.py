@@ -160,7 +160,12 @@ def _load(path: Path) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _torchscript_still_works() -> Iterator[None]:
-    """Silence torch's advice to use torch.export: who asks for TorchScript has a runtime that reads nothing newer."""
+    """Silence torch's advice to use torch.export: who asks for TorchScript has a runtime that reads nothing newer.
+
+    And that questions about numbers of channels are answered while tracing: they are never free.
+    """
+    jit: Any = torch.jit
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=jit.TracerWarning)
         yield
