@@ -123,7 +123,14 @@ def test_tables_layers_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[s
     arguments = ["bench", "yolov4-tiny", "--sizes", "64", "--engines", "onnxruntime,opencv", "--layers"]
     assert main([*arguments, "--rounds", "1", "--warmup", "0", "--threads", "1", "--plot", str(plot)]) == 0
     told = capsys.readouterr().out
-    for text in ("network alone, 1 thread", "yolov4-tiny 64", "backbone.stem", "bound by", "VmHWM", "no layers: opencv on cpu"):
+    for text in (
+        "network alone, 1 thread",
+        "yolov4-tiny 64",
+        "backbone.stem",
+        "bound by",
+        "VmHWM",
+        "no layers: opencv on cpu",
+    ):
         assert text in told
     assert "<svg" in plot.read_text()
     assert "<svg" in plot.with_stem("speed-roofline").read_text()
