@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaledyolo.data.canvases import Canvases
@@ -73,6 +73,7 @@ def test_a_share_as_val_split_is_taken_from_what_is_learnt(source: Path) -> None
     assert max(map(draw, image_names(train))) < 0.3 < 0.7 <= min(map(draw, image_names(val)))
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.floats(0.0, 0.9), st.floats(0.05, 1.0))
 def test_two_shares_of_a_part_meet_and_fill_it(kept: float, first: float, last: float) -> None:
     outer = Part("train", first, max(first + 0.01, last))

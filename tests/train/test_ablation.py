@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaledyolo.cli import main
@@ -256,6 +256,7 @@ def result(spec: str, seed: int, ap: float, samples: np.ndarray) -> Result:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4))
 def test_rows_are_means_with_intervals_and_spread(seed: int, seeds: int) -> None:
     """Against the definitions, computed here with NumPy's quantiles."""

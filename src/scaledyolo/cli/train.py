@@ -11,8 +11,11 @@ import tyro
 from scaledyolo.errors import DataError, MissingPackageError, UsageError
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
     from scaledyolo.arch.spec import ModelSpec
     from scaledyolo.checkpoint import Checkpoint
+    from scaledyolo.data.dataset import Dataset
     from scaledyolo.train.manifest import Run
     from scaledyolo.train.recipe import Recipe
     from scaledyolo.train.settings import DataSource, Settings
@@ -36,6 +39,9 @@ class Train:
     by default from scratch."""
     epochs: int | None = None
     """Short for --set schedule.epochs=N; stages before get their share."""
+    minutes: float | None = None
+    """In place of --epochs: as many as take about so long on this machine, measured before the training begins; the
+    number is printed, and --epochs with it repeats the training."""
     batch: int | None = None
     """Short for --set batch=N."""
     memory: str | None = None
@@ -104,6 +110,8 @@ class Train:
         train_data, val_data = run.data.open()
         run = replace(run, spec=run.spec.with_classes(train_data.num_classes)) if self.resume is None else run
         fabric = launch(run.settings)
+        if self.minutes is not None:
+            run = self._paced(fabric, run, train_data, val_data)
         folder = self.resume
         if folder is None:
             # Every process runs through here, but they share one folder.
@@ -115,6 +123,22 @@ class Train:
             best = training.progress.best_epoch
             print(f"{folder}: last.safetensors and best.safetensors are ready, best AP in epoch {best}")
         return 0
+
+    def _paced(self, fabric: Fabric, run: Run, train_data: Dataset, val_data: Dataset) -> Run:
+        """The run with as many epochs as fit into the minutes that were given."""
+        from scaledyolo.train.pace import fitting_epochs, measure_pace
+
+        assert self.minutes is not None
+        if self.epochs is not None or self.resume is not None or run.settings.world_size > 1:
+            raise UsageError("--minutes is for a new training in one process, without --epochs; use --epochs instead")
+        pace = measure_pace(fabric, run, train_data, val_data)
+        epochs = fitting_epochs(pace, run.recipes[-1], self.minutes, run.settings.evaluate_every)
+        print(
+            f"{epochs} epochs take about {self.minutes:g} minutes here: {pace.batch:.3g} s a step, "
+            f"{pace.evaluation:.3g} s an evaluation; repeat with --epochs {epochs}"
+        )
+        planned, _ = replace(self, minutes=None, epochs=epochs)._new_run()
+        return replace(planned, spec=run.spec)
 
     def _saved_run(self, folder: Path) -> Run:
         from scaledyolo.train.manifest import read_run

@@ -192,7 +192,7 @@ class Training:
         self.processes.copy_first(self.ema.module)
         found = predict(
             self.val_data,
-            self._run_ema,
+            self.run_average,
             self.graph.detects,
             self.graph.height,
             self.graph.width,
@@ -204,7 +204,8 @@ class Training:
         return coco_metrics(ground_truth(self.val_data), gathered(self.processes, found))
 
     @torch.inference_mode()
-    def _run_ema(self, batch: np.ndarray) -> list[np.ndarray]:
+    def run_average(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Raw maps of the moving average, float32, for images (batch, 3, height, width) in [0, 1]."""
         images = torch.from_numpy(batch).to(self.fabric.device).contiguous(memory_format=torch.channels_last)
         with self.fabric.autocast():
             maps = self.ema.module(images)
