@@ -166,6 +166,33 @@ def test_a_camera_is_never_read_ahead_so_that_the_picture_is_the_newest() -> Non
     assert own_threads() == []
 
 
+class StuckCamera(Camera):
+    """Delivers four pictures and then nothing, until it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield from (frame for frame, _ in zip(super().__iter__(), range(4), strict=False))
+        self.closed.wait(20)
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.mark.parametrize("lanes", [0, 3])
+def test_a_camera_that_delivers_nothing_can_be_left(lanes: int) -> None:
+    camera, started = StuckCamera(), time.perf_counter()
+    seen = frames_with_results(camera, lambda images: [0] * len(images), lanes=lanes)
+    for _ in range(3):
+        next(seen)
+    time.sleep(0.05)  # now the lanes wait for a fifth picture
+    seen.close()
+    assert time.perf_counter() - started < 10
+    assert own_threads() == []
+
+
 def test_files_are_read_ahead_in_both_modes(tmp_path: Path) -> None:
     for index in range(12):
         Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(tmp_path / f"{index}.png")

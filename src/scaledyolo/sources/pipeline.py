@@ -75,8 +75,13 @@ def frames_with_results(
 
     if lanes:
         with Lanes(lambda group: look(_loaded(group)), groups, lanes=lanes, depth=2 * lanes) as looked:
-            for results in looked:
-                yield from results
+            iterator = iter(looked)  # kept, so that leaving the loop does not stop the lanes before the camera
+            try:
+                for results in iterator:
+                    yield from results
+            finally:
+                if source.kind == "stream":
+                    source.close()  # releases a lane that waits for a picture
     elif source.kind == "stream":
         with closing(groups):
             for group in groups:
