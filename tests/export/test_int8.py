@@ -15,11 +15,12 @@ import pytest
 from scaledyolo.arch.graph import Graph, GraphBuilder
 from scaledyolo.arch.ops import Activation, Add, ChannelSplit, Conv, Detect, GlobalAveragePool, Multiply
 from scaledyolo.artefact import EmbeddedNms, ModelFacts
-from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.checkpoint import Checkpoint, save_checkpoint
+from scaledyolo.cli import main
 from scaledyolo.detector import Detector
 from scaledyolo.engines.faithful import relative_error, scene
 from scaledyolo.errors import ConversionError, DataError, MissingPackageError, UsageError
-from scaledyolo.export import Int8, export
+from scaledyolo.export import Int8, export, verify
 from scaledyolo.export import quantise as quantise_module
 from scaledyolo.runnable import open_runnable, read_facts
 from scaledyolo.weights import random_weights
@@ -152,24 +153,28 @@ def activation_graph(activation: Activation) -> Graph:
     return Graph("activations", tuple(build.nodes), 64, 64)
 
 
-@pytest.mark.parametrize("activation", ["mish", "swish", "gelu", "hard_mish", "relu6"])
-def test_nothing_inside_an_activation_is_rounded(activation: Activation, photographs: Path, tmp_path: Path) -> None:
-    """Maps are rounded in the same places as where the activation is a single operator, leaky ReLU."""
+def rounded(activation: Activation, photographs: Path, folder: Path) -> set[str]:
+    """Where maps are rounded in a network with this activation."""
+    graph = activation_graph(activation)
+    weights = random_weights(graph, np.random.default_rng(0))
+    model = Checkpoint(graph=graph, weights=weights, class_names=CLASSES)
+    report = export(model, folder, format="openvino", int8=Int8(photographs, images=2), verified=False)
+    operations = openvino.Core().read_model(report.path / "activations.xml").get_ops()
+    return {node.get_friendly_name() for node in operations if node.get_type_name() == "FakeQuantize"}
 
-    def rounded(kind: Activation) -> set[str]:
-        graph = activation_graph(kind)
-        weights = random_weights(graph, np.random.default_rng(0))
-        model = Checkpoint(graph=graph, weights=weights, class_names=CLASSES)
-        report = export(model, tmp_path / f"{kind}_openvino_model", format="openvino", int8=Int8(photographs, images=2))
-        assert report.verification is not None
-        assert report.verification.passed, report.verification.summary()
-        network = openvino.Core().read_model(report.path / "activations.xml")
-        kinds = [node for node in network.get_ops() if node.get_type_name() == "FakeQuantize"]
-        return {node.get_friendly_name() for node in kinds}
 
-    expected = rounded("leaky")
-    assert {"images/fq_output_0", "a.b.conv/fq_output_0", "gated/fq_output_0"} <= expected
-    assert rounded(activation) == expected
+@pytest.fixture(scope="module")
+def rounded_around_leaky(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Where maps are rounded if the activation is a single operator."""
+    return rounded("leaky", photographs, tmp_path_factory.mktemp("leaky"))
+
+
+@pytest.mark.parametrize("activation", ["mish", "swish", "gelu", "hard_mish"])
+def test_nothing_inside_an_activation_is_rounded(
+    activation: Activation, photographs: Path, tmp_path: Path, rounded_around_leaky: set[str]
+) -> None:
+    assert {"images/fq_output_0", "a.b.conv/fq_output_0", "gated/fq_output_0"} <= rounded_around_leaky
+    assert rounded(activation, photographs, tmp_path) == rounded_around_leaky
 
 
 # -- ONNX Runtime --------------------------------------------------------------------------------------------------
@@ -244,3 +249,41 @@ def test_an_unreadable_image_is_named(small_model: Checkpoint, tmp_path: Path) -
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"broken\.jpg"):
         export(small_model, tmp_path, format="openvino", int8=Int8(tmp_path))
+
+
+def test_another_network_is_noticed(exported: Path, small_model: Checkpoint) -> None:
+    assert verify(exported, small_model, mark=False).passed
+    for layer in ("deep", "conv", "fine"):
+        weights = {**small_model.weights, f"{layer}.weight": -small_model.weights[f"{layer}.weight"]}
+        assert not verify(exported, replace(small_model, weights=weights), mark=False).passed, layer
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+
+def test_command_line(
+    small_model: Checkpoint, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path / "small.safetensors", small_model)
+    words = ["export", str(tmp_path / "small.safetensors"), "--format", "openvino", "--out", str(tmp_path), "--json"]
+    assert main([*words, "--int8", "--calibrate", str(photographs), "--calibration-images", "3"]) == 0
+    printed = json.loads(capsys.readouterr().out)  # and nothing of NNCF's progress
+    assert printed["verification"] == "verified"
+    assert printed["report"]["quantisation"]["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--int8"], "give --calibrate DATA_OR_FOLDER"),
+        (["--calibrate", "somewhere"], "belong to --int8"),
+        (["--int8", "--calibrate", ".", "--max-ap-drop", "0.5"], "give --data"),
+        (["--int8", "--calibrate", ".", "--half"], "leave out half"),
+    ],
+)
+def test_command_line_refuses(
+    small_model: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    save_checkpoint(tmp_path / "small.safetensors", small_model)
+    assert main(["export", str(tmp_path / "small.safetensors"), "--format", "openvino", *options]) == 2
+    assert message in capsys.readouterr().err

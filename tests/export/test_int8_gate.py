@@ -15,9 +15,11 @@ from scaledyolo.arch.ops import Conv, Detect
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.data.coco import read_coco
 from scaledyolo.data.dataset import Dataset
+from scaledyolo.data.formats import open_dataset
 from scaledyolo.errors import ConversionError
 from scaledyolo.export import Int8, export
 from scaledyolo.export import quantise as quantise_module
+from scaledyolo.model import load_model
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
@@ -117,3 +119,21 @@ def test_refused_where_most_of_the_network_would_have_to_be_float(cells: Dataset
     with pytest.raises(ConversionError, match=r"fragile: in 8 bits it loses 100\.00 points of AP .* 1 were allowed"):
         export(fragile_model(5), tmp_path, format=form, int8=wish(cells, 1.0), data=cells)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+def test_a_trained_network_keeps_its_ap(shared: Path, tmp_path: Path) -> None:
+    """Real weights of a network with depthwise convolutions, on photographs that it was not calibrated on."""
+    model = load_model(shared / "weights" / "yolo-fastest-1.1-xl.cfg")
+    data = open_dataset(shared / "data" / "coco_mini", split="val").subset(np.arange(100))
+    request = Int8(shared / "data" / "coco_mini", images=32, max_ap_drop=1.0)
+    report = export(model, tmp_path, format="openvino", int8=request, data=data)
+    assert report.verification is not None
+    assert report.verification.passed, report.verification.summary()
+    (check,) = report.verification.checks
+    assert check.ap is not None
+    assert check.ap.found > check.ap.expected - 0.011
+    matched, compared = report.verification.boxes
+    assert matched > 0.95 * compared
+    assert report.num_bytes < 4 * sum(array.size for array in model.weights.values()) / 1.4
