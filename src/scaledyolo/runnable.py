@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,6 +197,12 @@ def _open_artefact(
     names: PathLike | Sequence[str] | None,
 ) -> Runnable:
     facts, file = read_facts(path), network_file(path)
+    if facts.verification == "UNVERIFIED":
+        warnings.warn(
+            f"{path} is marked UNVERIFIED: it does not compute what the network does that it was exported from; "
+            "export that again",
+            stacklevel=4,
+        )
     if names is not None:
         facts = _renamed(facts, names, path)
     runtimes = _RUNTIMES[file.suffix.lower()]

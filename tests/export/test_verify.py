@@ -15,6 +15,7 @@ import pytest
 from scaledyolo.artefact import EmbeddedNms, ModelFacts
 from scaledyolo.checkpoint import Checkpoint, save_checkpoint
 from scaledyolo.cli import main
+from scaledyolo.detector import Detector
 from scaledyolo.errors import UsageError
 from scaledyolo.export import export, verify
 from scaledyolo.export.compare import TOLERANCES, compare_detections, compare_map
@@ -157,6 +158,15 @@ def test_another_model_is_refused_or_caught(small_model: Checkpoint, exported: P
     assert not verify(exported, replace(small_model, weights=weights)).passed
     report = verify(exported, replace(small_model, class_names=("a", "b", "c")))
     assert report.differences == ("class names differ: class 0 is 'cat' in the artefact, 'a' in the model",)
+
+
+def test_who_uses_an_unverified_file_is_told(small_model: Checkpoint, exported: Path) -> None:
+    model = onnx.load(exported)
+    change_one_weight(model)
+    onnx.save(model, exported)
+    verify(exported, small_model)
+    with pytest.warns(UserWarning, match=r"model\.onnx is marked UNVERIFIED"):
+        Detector(exported)
 
 
 def test_not_a_number_never_passes() -> None:

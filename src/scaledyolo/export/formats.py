@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,7 +210,9 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _open_file(path: Path, engine: str) -> Runnable:
     # In float32: whether a network may be computed in fewer bits on a machine is measured there (engines/faithful.py).
-    return open_runnable(path, engine=engine, device="cpu", half=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it was marked UNVERIFIED, which is to be seen anew
+        return open_runnable(path, engine=engine, device="cpu", half=False)
 
 
 # -- torch -------------------------------------------------------------------------------------------------------------
