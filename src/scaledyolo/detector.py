@@ -62,8 +62,8 @@ class Detector:
 
     Args:
         model: a checkpoint (path or loaded), a Darknet pair ``("x.cfg", "x.weights")``, the name of official weights
-            in the cache, or an exported model: an .onnx file or an OpenVINO folder; by default the model that comes
-            with the package.
+            in the cache, or an exported model: an .onnx, .tflite or .mlpackage, an OpenVINO or ncnn folder; by default
+            the model that comes with the package.
         confidence: lowest score, objectness times class probability, 0 to 1.
         iou: overlap above which the weaker of two boxes of one class is dropped.
         nms: the whole suppression, in place of ``iou``, ``agnostic`` and ``max_detections``.

@@ -7,6 +7,7 @@ origin          the file of the model, recorded and found again
 average_precision  AP of raw maps and of end-to-end detections
 formats         what can be written, and how
 torch_formats   TorchScript and torch.export; needs the train extra
+edge_formats    ncnn, tflite and coreml; each needs the extra of its name
 compare         maps, boxes and detections of two networks
 quantise        a network in 8 bits: quantise_openvino, quantise_onnx, calibration, sensitivity
 images          what they are compared on
