@@ -10,6 +10,7 @@ import pytest
 
 from scaledyolo.arch.cost import cost
 from scaledyolo.arch.lower import lower
+from scaledyolo.arch.scaling import tiny_scaled
 from scaledyolo.arch.zoo import find
 from scaledyolo.cli import main
 from scaledyolo.cli.anchors import write_spec
@@ -19,13 +20,15 @@ from scaledyolo.design.device import EngineDevice
 from scaledyolo.errors import UsageError
 from scaledyolo.model import load_spec
 
-SMALL = ("--base", "tiny", "--size-range", "256", "288", "--activation", "leaky", "--threads", "1")
+SMALL = ("--base", "small.yaml", "--size-range", "128", "160", "--activation", "leaky", "--threads", "1")
 
 
 @pytest.fixture
 def hurried(monkeypatch, tmp_path):
-    """A calibration of four networks, short measurements, and a cache of its own."""
+    """A folder with a small network to scale, a calibration of four, short measurements, and a cache of its own."""
     monkeypatch.setenv("SCALEDYOLO_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_spec(tmp_path / "small.yaml", tiny_scaled(find("yolov4-tiny-3l"), growth=8, name="small"))
     few = enumerate_candidates(Range(base="tiny", least=256, most=256, growths=(8,)))
     chosen = [(one, index % 4 == 3) for index, one in enumerate(few)]
     monkeypatch.setattr(calibrate, "calibration", lambda: chosen)
@@ -63,8 +66,26 @@ def test_a_network_is_found_written_drawn_and_found_again(hurried, capsys):
     assert f"* {spec.name}" in text
     assert "was chosen" in text
 
-    with pytest.raises(UsageError, match=r"no network of this range meets 0\.0 ms .*: the fastest of 64, yolov4-tiny"):
+    with pytest.raises(UsageError, match=r"no network of this range meets 0\.0 ms .*: the fastest of \d+, small-"):
         main_raising("scale", "--fps", "100000", *SMALL, "--classes", "3")
+
+
+@pytest.mark.shared
+def test_a_data_set_gives_classes_boxes_and_anchors(hurried, shared, capsys):
+    from scaledyolo.data.anchors import fit_of, label_sizes
+    from scaledyolo.data.formats import open_dataset
+
+    out, data = hurried / "cells.yaml", shared / "data" / "bccd"
+    words = ("scale", "--latency", "10s", *SMALL, "--data", str(data))
+    assert main((*words, "--out", str(out), "--json")) == 0
+    chosen = json.loads(capsys.readouterr().out)["chosen"]
+    spec, dataset = load_spec(out), open_dataset(data, "train")
+    assert spec.num_classes == dataset.num_classes == chosen["spec"]["num_classes"]
+    sizes = label_sizes(dataset, spec.size)
+    before = fit_of(sizes, chosen["spec"]["anchors"])
+    assert fit_of(sizes, spec.anchors).fitness > before.fitness
+    assert main((*words, "--classes", "80")) == 2
+    assert f"has {dataset.num_classes}; leave --classes out" in capsys.readouterr().err
 
 
 def main_raising(*words: str) -> None:

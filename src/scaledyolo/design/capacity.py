@@ -3,12 +3,12 @@
 Capacity is a number by which networks are ordered, 100 for YOLOv4-CSP at 640 pixels on COCO. It is a product that
 follows the paper's order. What is decided first, {input size, stages}, decides what can be *seen*: a box of A cells of
 the finest map counts A / (A + 1.5), and less where it is larger than the receptive field of the coarsest head. What is
-decided next, {depth, width}, decides the *work* for each pixel: its multiply-accumulates to the power 0.158. Three
-factors near 1 are for the family, the activation, and depth and width out of balance.
+decided next, {depth, width}, decides the *work* for each pixel: w multiply-accumulates count w / (w + 10,600), so that
+work brings less and less. Three factors near 1 are for the family, the activation, and depth and width out of balance.
 
 Each constant comes from one published experiment in which everything else was held alike; the tests repeat that
-arithmetic, and hold the result against networks that were not used: CSP at 512 and the P5 and P6 of the paper come out
-within 2 % of their published AP beside CSP at 640, P7, for which compute helped less, 5 % too high.
+arithmetic, and hold the result against networks that were not used: CSP at 512, x-mish, P5, P6 and P7 come out within
+4 % of their published AP beside CSP at 640.
 
 What it does not claim: that a capacity of 60 will give any particular AP on your data; that two networks whose
 capacities differ by a few points will finish in that order; anything about few images or short training, where a
@@ -44,9 +44,10 @@ COCO_BOXES: Final[Values] = np.outer(_COCO_ROOTS, (_COCO_ELONGATION, 1 / _COCO_E
 # with COCO's boxes, A / (A + 1.5) gives these ratios within 2 %.
 HALF_SEEN_CELLS: Final = 1.5
 # YOLOv7, Table 1: three networks re-trained alike have AP 24.9 (tiny at 416), 30.8 (csp-s at 320) and 50.3 (csp at
-# 640). The last two, with sizes and balance accounted for, give the exponent, the first the factor of the tiny family.
-EXPONENT: Final = 0.158
-TINY_WORTH: Final = 0.916
+# 640). The last two, with sizes and balance accounted for, give the work that counts half, in multiply-accumulates for
+# each pixel; the first the factor of the tiny family.
+HALF_WORK: Final = 10_600
+TINY_WORTH: Final = 0.953
 # YOLOv4, Table 3: CSPDarknet53 classifies 77.8 % with leaky and 78.7 % with Mish. No such figure is published for
 # Swish, which is taken for Mish's equal.
 SMOOTH_WORTH: Final = 78.7 / 77.8
@@ -114,7 +115,13 @@ def capacities(candidates: Sequence[Candidate], boxes: Values = COCO_BOXES) -> V
     view = [
         seen_by(one.size, one.network.profile.strides[0], one.network.receptive_field) / reference for one in candidates
     ]
-    work = np.array([one.macs / one.size**2 for one in candidates]) / (_REFERENCE_MACS / _REFERENCE_SIZE**2)
+    work = np.array([_work(one.macs, one.size) for one in candidates]) / _work(_REFERENCE_MACS, _REFERENCE_SIZE)
     factors = np.array([worth(one) for one in candidates])
-    capacity: Values = 100 * np.array(view) * factors * work**EXPONENT
+    capacity: Values = 100 * np.array(view) * factors * work
     return capacity
+
+
+def _work(macs: int, size: int) -> float:
+    """What multiply-accumulates on an input of ``size`` x ``size`` pixels count, 0 to 1."""
+    each = macs / size**2
+    return each / (each + HALF_WORK)

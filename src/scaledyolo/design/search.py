@@ -184,6 +184,8 @@ class _Jury:
         new = sorted({row for row in rows if row is not None} - set(self.measured))
         specs = {row: self._table.candidates[row].spec() for row in new}
         unknown = [row for row in new if self._store.timing(specs[row]) is None]
+        if len(unknown) < len(new):
+            self._tell(f"{len(new) - len(unknown)} networks were measured here before; --refresh measures anew")
         if unknown:
             self._tell(f"measuring {len(unknown)} networks end to end")
             timings = self._device.measure([self._table.candidates[row] for row in unknown])
