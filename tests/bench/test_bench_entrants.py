@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from scaledyolo.bench.candidates import threshold_for
 from scaledyolo.bench.entrants import Setting, check_engines, entrants, read_precisions
-from scaledyolo.bench.networks import open_network, pair_up
+from scaledyolo.bench.networks import Network, open_network, pair_up
 from scaledyolo.bench.run import Options, _heats, bench
 from scaledyolo.cli import main
 from scaledyolo.cli.bench import listed, sides
@@ -130,6 +131,18 @@ def test_who_takes_part(tmp_path: Path) -> None:
     ]
     everybody = {one.engine for one in entrants(case, ["all"], [], end_to_end=False, darknet=None)}
     assert {"onnxruntime", "opencv"} <= everybody
+
+
+@pytest.mark.parametrize(
+    ("file", "takers"),
+    [("x.onnx", {"openvino", "onnxruntime", "opencv"}), ("x.xml", {"openvino"}), ("x.tflite", {"auto"})],
+)
+def test_exported_files_are_given_to_those_who_read_them(file: str, takers: set[str], tmp_path: Path) -> None:
+    path = tmp_path / file
+    path.touch()
+    case = Setting(Network(file, (str(path),), 96, 96, None), 96, 96, 1, 1, "cpu", tmp_path / "x.jpg", tmp_path)
+    found = {one.engine for one in entrants(case, ["all"], [], end_to_end=False, darknet=None)}
+    assert found == {name for name in takers if name in ("auto", "opencv") or importlib.util.find_spec(name)}
 
 
 def test_a_failed_engine_is_a_row_and_the_rest_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from scaledyolo.bench.networks import Network
 from scaledyolo.bench.process import CandidateError, Process, Worker
 from scaledyolo.engines.select import AUTO, ENGINES, choose_engine
 from scaledyolo.errors import UsageError, nearest
-from scaledyolo.runnable import ONNX_SUFFIX
+from scaledyolo.runnable import ONNX_SUFFIX, OPENVINO_SUFFIX, network_file
 
 ALL: Final = "all"
 OPENCV: Final = "opencv"
@@ -22,6 +22,9 @@ DARKNET: Final = "darknet"
 # Boxes that pass the threshold in a busy picture. Random weights find any number, so the threshold is put there.
 _USUAL_CANDIDATES: Final = 100
 KNOWN_ENGINES: Final = (ALL, AUTO, *ENGINES, OPENCV)
+_ALL_ENGINES: Final = ("openvino", "onnxruntime", "torch", OPENCV)
+# Who reads an exported file; of another kind each has one runtime, which `auto` finds.
+_TAKERS: Final = {ONNX_SUFFIX: ("openvino", "onnxruntime", OPENCV), OPENVINO_SUFFIX: ("openvino",)}
 DEVICES: Final = ("cpu", "cuda", "gpu", "npu")
 # As a user may write them: as our engines call them, or as OpenVINO and Darknet's descendants do.
 PRECISIONS: Final = {
@@ -124,16 +127,14 @@ def _installed_for(setting: Setting) -> list[str]:
     """What is installed and can take this network on this device, the fastest as a rule first."""
     if setting.device != "cpu":
         return [choose_engine(AUTO, setting.device, None).engine]
-    names = [name for name in ("openvino", "onnxruntime", "torch") if importlib.util.find_spec(name) is not None]
-    names.append(OPENCV)
-    if setting.network.graph is not None:
-        return names
-    takers = ("openvino", "onnxruntime", OPENCV) if _is_onnx(setting.network) else ("openvino",)
-    return [name for name in names if name in takers]
+    network = setting.network
+    takers = _ALL_ENGINES if network.graph is not None else _TAKERS.get(_suffix(network), (AUTO,))
+    return [name for name in takers if name in (AUTO, OPENCV) or importlib.util.find_spec(name) is not None]
 
 
-def _is_onnx(network: Network) -> bool:
-    return network.files[0].lower().endswith(ONNX_SUFFIX)
+def _suffix(network: Network) -> str:
+    """Of an exported network: what its runtime reads."""
+    return network_file(Path(network.files[0])).suffix.lower()
 
 
 def _native_precisions(engine: str, setting: Setting) -> tuple[str, ...]:
@@ -175,7 +176,7 @@ def _start_opencv(setting: Setting) -> Process:
     if setting.device != "cpu":
         raise UsageError("opencv is measured on the cpu only")
     network = setting.network
-    if network.graph is None and _is_onnx(network):
+    if network.graph is None and _suffix(network) == ONNX_SUFFIX:
         files: tuple[str, ...] = network.files
     else:
         graph, weights = network.load()

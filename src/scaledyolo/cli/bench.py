@@ -91,7 +91,8 @@ class Bench:
             tell=_tell,
         )
         if all(row.error for row in rows):
-            raise UsageError(f"nothing could be measured: {'; '.join(dict.fromkeys(row.error for row in rows))}")
+            reasons = dict.fromkeys(row.error for row in rows) or ("no engine that is installed runs it",)
+            raise UsageError(f"nothing could be measured: {'; '.join(reasons)}")
         if self.json:
             print(json.dumps([row.to_dict() for row in rows], indent=1))
         else:
