@@ -31,7 +31,7 @@ Tell = Callable[[str], None]
 # and a few further off, for the front.
 _FIRST_SHARES: Final = (0.35, 0.6, 0.8, 0.9, 0.96, 1.02, 1.1, 1.5)
 _LATER_SHARES: Final = (0.9, 0.95, 1.0)
-_ROUNDS: Final = 4
+_ROUNDS: Final = 5
 # Where operations, parameters or memory are limited: shares of the largest capacity that the fastest network must have.
 _CAPACITY_SHARES: Final = (1.0, 0.99, 0.95, 0.9, 0.8, 0.65)
 _ALIKE: Final = 0.01  # capacities that differ by less are the same, given what capacity is
@@ -206,15 +206,28 @@ class _Jury:
         within = [one for one in self.measured.values() if one.upper_ms <= limit_ms]
         return max(within, key=lambda one: (one.capacity, -one.median_ms), default=None)
 
-    def correction(self, limit_ms: float) -> float:
-        """Measured over predicted time near a limit, the middle of all measured there."""
+    def corrected_ms(self, limit_ms: float) -> Values:
+        """(n,) predicted times, times what measurements near a limit took over theirs: the middle of each family's.
+
+        A family of which none was measured there takes the middle of all.
+        """
         low, high = (share * limit_ms for share in _NEAR)
-        ratios = [
-            one.median_ms / one.predicted_ms
-            for one in self.measured.values()
-            if low <= one.median_ms <= high or low <= one.predicted_ms <= high
-        ]
-        return quantile(ratios, 0.5) if ratios else 1.0
+        ratios: dict[str, list[float]] = {}
+        for one in self.measured.values():
+            if low <= one.median_ms <= high or low <= one.predicted_ms <= high:
+                ratios.setdefault(one.candidate.network.family, []).append(one.median_ms / one.predicted_ms)
+        everything = [ratio for family in ratios.values() for ratio in family]
+        usual = quantile(everything, 0.5) if everything else 1.0
+        factors = {family: quantile(found, 0.5) for family, found in ratios.items()}
+        families = (candidate.network.family for candidate in self._table.candidates)
+        corrected: Values = self._table.predicted_ms * np.array([factors.get(family, usual) for family in families])
+        return corrected
+
+    def unmeasured(self) -> npt.NDArray[np.bool_]:
+        """(n,) which candidates were not measured."""
+        mask = np.ones(len(self._table.candidates), bool)
+        mask[list(self.measured)] = False
+        return mask
 
 
 def _within_time(table: Table, budget: Budget, jury: _Jury) -> Measured:
@@ -225,14 +238,11 @@ def _within_time(table: Table, budget: Budget, jury: _Jury) -> Measured:
         return _fastest(table, budget, jury)
     jury.hear(table.best(predicted <= share * limit) for share in _FIRST_SHARES)
     for _ in range(_ROUNDS - 1):
-        corrected = limit / jury.correction(limit)
-        hope, found = table.best(predicted <= corrected), jury.best_within(limit)
-        if found is not None and (hope is None or table.capacity[hope] <= found.capacity * (1 + _ALIKE)):
-            return found
-        before = len(jury.measured)
-        jury.hear(table.best(predicted <= share * corrected) for share in _LATER_SHARES)
-        if len(jury.measured) == before:  # what would be better was measured, and is not
+        corrected, unmeasured = jury.corrected_ms(limit), jury.unmeasured()
+        hope, found = table.best((corrected <= limit) & unmeasured), jury.best_within(limit)
+        if hope is None or (found is not None and table.capacity[hope] <= found.capacity * (1 + _ALIKE)):
             break
+        jury.hear(table.best((corrected <= share * limit) & unmeasured) for share in _LATER_SHARES)
     return jury.best_within(limit) or _fastest(table, budget, jury)
 
 
