@@ -262,3 +262,26 @@ def test_recipes_are_listed_and_printed_as_files_that_can_be_read(capsys: pytest
         assert Recipe.from_yaml(capsys.readouterr().out) == recipe
     assert main(["recipes", "tiny", "--set", "batch=3"]) == 0
     assert Recipe.from_yaml(capsys.readouterr().out).batch == 3
+
+
+def test_verbs_take_shares_and_several_sources(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_set(tmp_path / "other", [[row(0)]] * 4, [[row(1)]] * 2)
+    capsys.readouterr()
+    assert main(["doctor", "--data", str(good), str(other), "--val-split", "0.3", "--size", str(SIDE), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    train, val = report["splits"]
+    assert (train["name"], val["name"]) == ("train[:70%]", "train[70%:]")
+    assert train["images"] + val["images"] == 29
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"mine_{tmp_path.name}.py").write_text("def same(sample, rng):\n    return sample\n")
+    sheets = []
+    for name, options in (("plain", []), ("same", ["--transform", f"mine_{tmp_path.name}:same"])):
+        out = tmp_path / f"{name}.png"
+        common = ["--data", str(good), str(other), "--split", "all", "--size", "64", "--count", "4", "--out", str(out)]
+        assert main(["preview", *common, *options]) == 0
+        sheets.append(out.read_bytes())
+    assert sheets[0] == sheets[1]
+    assert main(["anchors", "--data", str(good), "--split", "0.2"]) == 2
+    assert "0.2 of which images?" in capsys.readouterr().err
