@@ -24,8 +24,8 @@ _ANCHOR_SEED = 0
 class Scale:
     """Find the network for a budget on this machine: thousands are costed, the promising ones measured end to end.
 
-    Give one budget. Accuracy is not known before training; networks are ordered by their capacity: how much of the boxes
-    they can see, times how much they compute for each pixel.
+    Give one budget. Accuracy is not known before training; networks are ordered by their capacity: how much of the
+    boxes they can see, times how much they compute for each pixel.
     """
 
     fps: float | None = None
