@@ -217,4 +217,4 @@ def test_the_shipped_model_finds_the_person_in_an_ordinary_photograph(model):
     persons = found.xyxy[found.data["class_name"] == "person"]
     # Drawn by hand around her, from the hat down; the photograph is 512 x 600.
     portrait = np.array([[14, 22, 512, 600]], np.float32)
-    assert box_iou_batch(persons, portrait).max(initial=0) > 0.6
+    assert box_iou_batch(persons, portrait).max(initial=0) > 0.5  # what counts as found in AP50

@@ -77,6 +77,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     >>> nearest("yolov4-csq", ["yolov4-csp", "yolov3"])
     " Did you mean 'yolov4-csp'?"
+    >>> nearest("modle", ["mode", "model"])  # letters in another order: the commonest slip
+    " Did you mean 'model'?"
     """
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    swapped = [other for other in known if sorted(other) == sorted(word)]
+    matches = swapped or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""

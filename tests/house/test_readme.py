@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,9 @@ def test_python_runs(folder, number):
 )
 def test_commands_run_where_their_files_exist(folder, command, capsys):
     words = shlex.split(command)[1:]
-    missing = [word for word in words if Path(word).suffix in (".pt", ".jpg") and not Path(word).exists()]
+    inputs = words[:2] + [after for word, after in pairwise(words) if word == "--model"]
+    suffixes = (".pt", ".jpg", ".mp4", ".safetensors")
+    missing = [word for word in inputs if Path(word).suffix in suffixes and not Path(word).exists()]
     if missing or "..." in words:
         pytest.skip(f"needs {missing}")
     if words[0] == "convert":

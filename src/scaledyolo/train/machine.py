@@ -66,7 +66,7 @@ def keep_freed_memory() -> bool:
 
     A training step on a CPU allocates and frees a gigabyte of activations. The GNU C library hands large blocks back to
     the system at once and gets them again page by page, each page filled with zeros: 10 to 15 % of a step of
-    yolov4-tiny was spent so. The peak stays what it is, for every step needs the same. Where the user chose how memory
+    yolov4-tiny was spent so. The peak hardly changes, for every step needs the same. Where the user chose how memory
     is handled (``MALLOC_...``, ``GLIBC_TUNABLES``, ``LD_PRELOAD``), nothing is changed.
     """
     chosen = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
