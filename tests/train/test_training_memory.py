@@ -41,7 +41,7 @@ def test_an_optimiser_step_stays_what_it_was(batch: int, processes: int, gigabyt
 
 
 def test_the_estimate_is_near_what_a_run_takes(world: Any) -> None:
-    """yolov4-tiny, 192 pixels, eight images: between half of the estimate and all of it, whatever the threads."""
+    """yolov4-tiny, 192 pixels, eight images: from 0.4 of the estimate to all of it, whatever the threads."""
     recipe = world.short_recipe(1, batch=8)
     options = ("--model", "yolov4-tiny", "--size", 192, "--device", "cpu")
     done = world.run(*world.arguments(recipe, *options))
@@ -49,7 +49,7 @@ def test_the_estimate_is_near_what_a_run_takes(world: Any) -> None:
     found = re.search(r"peak memory (\d+\.\d+) GiB", done.stderr)
     assert found is not None
     estimate = training_bytes(lower(find("yolov4-tiny").with_classes(3)), 192, 192, 8, "32")
-    assert 0.5 * estimate < float(found[1]) * 2**30 < 1.02 * estimate
+    assert 0.4 * estimate < float(found[1]) * 2**30 < 1.02 * estimate
 
 
 def test_memory_makes_the_batch_of_a_run_smaller(world: Any) -> None:
