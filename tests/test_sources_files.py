@@ -190,7 +190,7 @@ def test_frame_has_either_image_or_error() -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("rtps://camera/1", "Did you mean 'rtsps'"),
+        ("rtps://camera/1", "Did you mean 'rtsp'"),
         ("concat://a|b", "unknown scheme"),
         ("s3://bucket/key", "unknown scheme"),
     ],
