@@ -31,9 +31,9 @@ from scaledyolo.engines import describe_engine
 from scaledyolo.engines.onnxruntime import OnnxRuntimeEngine
 from scaledyolo.engines.openvino import PRECISIONS, OpenVinoEngine, available_precisions, import_openvino
 from scaledyolo.engines.torch import TorchEngine
+from scaledyolo.host import usable_cores
 from scaledyolo.net.network import Network
 from scaledyolo.runnable import open_runnable
-from scaledyolo.sources import usable_cores
 from scaledyolo.weights import Weights, random_weights
 
 Images = NDArray[np.float32]

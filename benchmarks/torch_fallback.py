@@ -21,8 +21,8 @@ from scaledyolo.arch.ops import Activation
 from scaledyolo.arch.zoo import find
 from scaledyolo.bench.timing import interleaved
 from scaledyolo.engines.torch import TorchEngine
+from scaledyolo.host import usable_cores
 from scaledyolo.net import layers
-from scaledyolo.sources import usable_cores
 from scaledyolo.weights import random_weights
 
 GOAL = 1.3

@@ -33,13 +33,13 @@ EVERY = ("without-head-p7", "without-head-p6", "without-stage-p7", "without-stag
 
 
 @pytest.mark.parametrize(
-    ("text", "milliseconds"), [("15ms", 15), ("0.2 s", 200), ("30fps", 100 / 3), (7, 7), (2.5, 2.5), ("40FPS", 25)]
+    ("text", "milliseconds"), [("15ms", 15), ("0.2 s", 200), ("30fps", 100 / 3), (7, 7), (2.5, 2.5), ("40FPS", 25), ("15", 15)]
 )
 def test_budgets_are_read(text, milliseconds):
     assert budget_milliseconds(text) == pytest.approx(milliseconds)
 
 
-@pytest.mark.parametrize("text", ["15", "ms", "-3ms", "0ms", 0, -1, math.nan, math.inf, "1 hour"])
+@pytest.mark.parametrize("text", ["ms", "-3ms", "0ms", 0, -1, math.nan, math.inf, "1 hour"])
 def test_what_is_no_budget_is_said(text):
     with pytest.raises(UsageError, match="budget"):
         budget_milliseconds(text)

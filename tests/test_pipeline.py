@@ -21,7 +21,6 @@ from scaledyolo.sources import (
     FileSource,
     Frame,
     Lanes,
-    Prefetch,
     frames_with_results,
     open_source,
     open_sources,
@@ -101,7 +100,7 @@ def test_an_error_comes_after_the_results_before_it(where: str) -> None:
     assert own_threads() == []
 
 
-@pytest.mark.parametrize("how", ["break", "exception", "close", "with"])
+@pytest.mark.parametrize("how", ["break", "exception", "interrupt", "close", "with"])
 def test_a_consumer_that_leaves_ends_the_threads_and_closes_the_source(how: str) -> None:
     closed = threading.Event()
 
@@ -116,10 +115,11 @@ def test_a_consumer_that_leaves_ends_the_threads_and_closes_the_source(how: str)
     if how == "break":
         for _ in lanes:
             break
-    elif how == "exception":
-        with pytest.raises(RuntimeError):  # noqa: PT012
+    elif how in ("exception", "interrupt"):
+        kind = RuntimeError if how == "exception" else KeyboardInterrupt
+        with pytest.raises(kind):  # noqa: PT012
             for _ in lanes:
-                raise RuntimeError
+                raise kind
     elif how == "close":
         iterator = iter(lanes)
         next(iterator)
@@ -365,7 +365,3 @@ def test_files_named_one_by_one_are_read_side_by_side_and_a_broken_one_is_skippe
     assert "2 images, 6 objects" in capsys.readouterr().out
     lines = (tmp_path / "runs" / "detect" / "detections.jsonl").read_text().splitlines()
     assert ["error" in line for line in lines] == [False, True, False]
-
-
-def test_prefetch_is_one_lane() -> None:
-    assert list(Prefetch(range(5), depth=2)) == list(range(5))

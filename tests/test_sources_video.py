@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scaledyolo.errors import SourceError
-from scaledyolo.sources import Frame, LiveStream, Prefetch, Reconnect, VideoFile, open_source
+from scaledyolo.sources import Frame, Lanes, LiveStream, Reconnect, VideoFile, open_source
 
 
 def write_video(
@@ -323,97 +323,11 @@ def test_missing_camera_is_one_quiet_sentence(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr().err == ""
 
 
-# Prefetching --------------------------------------------------------------------------------------------------------
-
-
-def test_prefetch_keeps_order_and_stays_within_its_depth() -> None:
-    produced: list[int] = []
-
-    def count() -> Iterator[int]:
-        for i in range(50):
-            produced.append(i)
-            yield i
-
-    ahead = []
-    for item in Prefetch(count(), depth=3):
-        time.sleep(0.001)
-        ahead.append(len(produced) - item)
-    assert produced == list(range(50))
-    assert len(ahead) == 50
-    assert max(ahead) <= 3 + 2  # the buffer, the one in hand, the one being made
-    assert reader_threads() == []
-
-
-def test_prefetch_really_overlaps() -> None:
-    def slow() -> Iterator[int]:
-        for i in range(10):
-            time.sleep(0.02)
-            yield i
-
-    started = time.perf_counter()
-    for _ in Prefetch(slow()):
-        time.sleep(0.02)
-    assert time.perf_counter() - started < 0.35  # 0.4 one after the other, 0.22 overlapped
-
-
-def test_prefetch_raises_the_error_after_the_items_before_it() -> None:
-    def failing() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise SourceError("the third is bad")
-
-    seen = []
-    with pytest.raises(SourceError, match="third"):
-        seen.extend(iter(Prefetch(failing())))
-    seen = []
-    with pytest.raises(SourceError, match="third"):  # noqa: PT012
-        for item in Prefetch(failing()):
-            seen.append(item)
-    assert seen == [1, 2]
-
-
-@pytest.mark.parametrize("how", ["break", "exception", "interrupt", "close", "with"])
-def test_prefetch_leaves_no_thread_and_closes_the_source(how: str) -> None:
-    closed = threading.Event()
-
-    def endless() -> Iterator[int]:
-        try:
-            while True:
-                yield 1
-        finally:
-            closed.set()
-
-    prefetch = Prefetch(endless())
-    if how == "break":
-        for _ in prefetch:
-            break
-    elif how in ("exception", "interrupt"):
-        kind = RuntimeError if how == "exception" else KeyboardInterrupt
-        with pytest.raises(kind):  # noqa: PT012
-            for _ in prefetch:
-                raise kind
-    elif how == "close":
-        iterator = iter(prefetch)
-        next(iterator)
-        prefetch.close()
-        assert list(iterator) == []
-    else:
-        with prefetch:
-            next(iter(prefetch))
-    assert closed.wait(2)
-    assert reader_threads() == []
-
-
-def test_prefetch_of_a_live_stream_stops_at_once(server: Server) -> None:
+def test_reading_a_live_stream_ahead_stops_at_once(server: Server) -> None:
     source = open_source(f"{server.address}/camera?frames=100000")
     started = time.perf_counter()
-    for i, _ in enumerate(Prefetch(source)):
+    for i, _ in enumerate(Lanes(lambda frame: frame, source)):
         if i == 3:
             break
     assert time.perf_counter() - started < 5
     assert reader_threads() == []
-
-
-def test_prefetch_depth() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        Prefetch([], depth=0)

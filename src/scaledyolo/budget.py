@@ -26,14 +26,14 @@ from scaledyolo.errors import UsageError
 SMALLEST_SHARE: Final = 1 / 4  # of the side of the input; below, hardly an object is left to see
 CHEAPER: Final = 0.9  # a rung costs at most this share of the operations of the one above; finer steps are noise
 
-_BUDGET: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|fps)", re.IGNORECASE)
+_BUDGET: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|fps)?", re.IGNORECASE)
 
 
 def budget_milliseconds(budget: str | float) -> float:
-    """Milliseconds for each image of "15ms", "0.2s" or "30fps", or of a number of milliseconds.
+    """Milliseconds for each image of "15ms", "0.2s", "30fps" or "15", or of a number of milliseconds.
 
     Raises:
-        UsageError: it is none of these, or not more than nothing.
+        UsageError: it is none of these, or not above zero.
     """
     if isinstance(budget, (int, float)):
         value, unit = float(budget), "ms"
@@ -41,9 +41,9 @@ def budget_milliseconds(budget: str | float) -> float:
         found = _BUDGET.fullmatch(budget.strip())
         if found is None:
             raise UsageError(f"{budget!r} is no budget; write it like 15ms, 0.2s or 30fps")
-        value, unit = float(found[1]), found[2].lower()
+        value, unit = float(found[1]), (found[2] or "ms").lower()
     if not 0 < value < math.inf:
-        raise UsageError(f"a budget must be greater than nothing and finite, got {budget!r}")
+        raise UsageError(f"a budget must be above zero and finite, got {budget!r}")
     return {"ms": value, "s": 1e3 * value, "fps": 1e3 / value}[unit]
 
 

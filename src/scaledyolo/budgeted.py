@@ -13,7 +13,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +26,7 @@ from scaledyolo.engines.compiled_cache import CompiledCache, network_digest
 from scaledyolo.engines.faithful import scene
 from scaledyolo.engines.select import describe_engine
 from scaledyolo.errors import UsageError
+from scaledyolo.host import processor_name
 from scaledyolo.model import load_model
 from scaledyolo.runnable import ModelSource, Runnable, is_artefact
 from scaledyolo.subnet import TRAINED_SUBNETS, subnet_checkpoint
@@ -231,9 +231,4 @@ class _Memory:
 
 def _machine() -> list[str]:
     """What tells this machine from others that share a home folder."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return [platform.node(), platform.machine(), model, str(os.cpu_count())]
+    return [platform.node(), platform.machine(), processor_name(), str(os.cpu_count())]

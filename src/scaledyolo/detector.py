@@ -276,7 +276,7 @@ class Detector:
     @property
     def lanes(self) -> int:
         """Threads from which to call a detector :meth:`for_throughput`."""
-        from scaledyolo.sources import usable_cores
+        from scaledyolo.host import usable_cores
 
         return min(self.threads or usable_cores(), MAX_LANES)
 

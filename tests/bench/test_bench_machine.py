@@ -10,8 +10,8 @@ import pytest
 
 from scaledyolo.bench.jobs import CopyJob, GemmJob
 from scaledyolo.bench.machine import CopyCandidate, multiplier_of
-from scaledyolo.bench.run import physical_cores
 from scaledyolo.errors import UsageError
+from scaledyolo.host import physical_cores
 
 # Largest error relative to the largest value: what rounding both sides to so many bits may do.
 CASES = [

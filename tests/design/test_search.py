@@ -282,7 +282,7 @@ def test_budgets_are_understood(options, kind, limit):
         ({"fps": -3.0}, "above zero"),
         ({"fps": float("nan")}, "above zero"),
         ({"gflops": 0.0}, "above zero"),
-        ({"latency": "soon"}, "'soon' is no time"),
+        ({"latency": "soon"}, "'soon' is no budget"),
         ({"latency": "0ms"}, "above zero"),
         ({"params": "many"}, "'many' is no number"),
         ({"memory": "lots"}, "no amount of memory"),

@@ -22,7 +22,7 @@ SUFFIXES: Final = (".png", ".svg", ".pdf")
 _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8a94a3", "#1f2933")
 _MARKERS: Final = "osD^vPX*"
 _GREY, _INK = "#8a94a3", "#1f2933"
-_STYLE: Final = {
+STYLE: Final = {
     "font.size": 10.5,
     "axes.edgecolor": "#b8c1cc",
     "axes.spines.top": False,
@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], path: Path) -> list[Path]:
     good = [row for row in rows if not row.error and row.median_ms]
     # The largest network that was profiled says most; one picture holds one roofline.
     profiled = [row for row in good if row.layers]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         written = [_save(speed_figure(good), path)]
         if profiled:
             row = max(profiled, key=lambda row: row.gflop or 0.0)

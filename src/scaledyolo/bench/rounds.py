@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Final
 
 from scaledyolo.bench.entrants import Entrant, Gemms, Setting, network_job
@@ -15,7 +16,7 @@ from scaledyolo.bench.process import CandidateError, Process, Worker
 from scaledyolo.bench.profile import PROFILED_ENGINES
 from scaledyolo.bench.roofline import Layer, Roof, layers_of
 from scaledyolo.bench.rows import Row, measured
-from scaledyolo.bench.timing import interleaved_samples, quantile
+from scaledyolo.bench.timing import interleaved_samples
 from scaledyolo.errors import ScaledYoloError
 
 _PROFILE_ROUNDS: Final = 10
@@ -110,7 +111,7 @@ def _limits(
         times = [sample["ms"] for sample in samples[library, precision]]
         flops = guarded.process.facts["flops"]
         # Of several libraries the fastest says what the machine can do.
-        medians[precision] = max(flops / quantile(times, 0.5) / 1e6, medians.get(precision, 0.0))
+        medians[precision] = max(flops / median(times) / 1e6, medians.get(precision, 0.0))
         fastest[precision] = max(1e3 * flops / min(times), fastest.get(precision, 0.0))
     if copy is None or copy.error:
         return Limits(medians, {})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from scaledyolo.bench.roofline import Layer, Roof
-from scaledyolo.bench.timing import Timing, quantile
+from scaledyolo.bench.timing import Timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,4 +84,4 @@ def _stages(samples: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     first = samples[0].get("stages")
     if first is None:
         return None
-    return {stage: quantile([sample["stages"][stage] for sample in samples], 0.5) for stage in first}
+    return {stage: median(sample["stages"][stage] for sample in samples) for stage in first}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from scaledyolo.bench.rounds import Effort, measure
 from scaledyolo.bench.rows import Row
 from scaledyolo.bench.timing import check_rounds
 from scaledyolo.errors import SourceError, UsageError
+from scaledyolo.host import physical_cores
 
 _PICTURE: Final = (480, 640)  # height and width of the picture that is made where none is given
 
@@ -102,18 +102,6 @@ def _heats(networks: Sequence[Network], options: Options) -> list[list[_Part]]:
         for field in fields
         for size, batch in itertools.product(sizes, options.batches)
     ]
-
-
-def physical_cores() -> int:
-    """Cores that this process may use; two threads of one core count once where Linux tells."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    siblings = set()
-    for cpu in allowed:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text() if path.is_file() else str(cpu))
-    return max(len(siblings), 1)
 
 
 def _picture(image: Path | None, folder: Path) -> Path:

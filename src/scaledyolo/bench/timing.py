@@ -7,10 +7,12 @@ each round in another order, their ratio holds. Medians are compared because dis
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
+
+import numpy as np
 
 from scaledyolo.errors import UsageError
 
@@ -29,33 +31,18 @@ class Timing:
     @property
     def median_ms(self) -> float:
         """The middle of the samples in milliseconds."""
-        return quantile(self.samples_ms, 0.5)
+        return float(np.median(self.samples_ms))
 
     @property
     def p95_ms(self) -> float:
         """What 95 % of the samples stay below, in milliseconds."""
-        return quantile(self.samples_ms, 0.95)
+        return float(np.quantile(self.samples_ms, 0.95))
 
     @property
     def noise(self) -> float:
         """Interquartile range over median: 0 on a quiet machine; above about 0.1 take differences with care."""
-        median = self.median_ms
-        spread = quantile(self.samples_ms, 0.75) - quantile(self.samples_ms, 0.25)
-        return spread / median if median else 0.0
-
-
-def quantile(values: Sequence[float], fraction: float) -> float:
-    """The value below which a fraction of the values lies, between two by linear interpolation.
-
-    Args:
-        values: one or more, in any order.
-        fraction: 0 is the least, 0.5 the median, 1 the greatest.
-    """
-    ordered = sorted(values)
-    place = fraction * (len(ordered) - 1)
-    below = int(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+        low, median, high = np.quantile(self.samples_ms, (0.25, 0.5, 0.75)).tolist()
+        return (high - low) / median if median else 0.0
 
 
 def interleaved(

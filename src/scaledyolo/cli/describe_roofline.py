@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from typing import Any
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.groups import group_costs
 from scaledyolo.arch.roofline import Peaks, StageRoof, roofline_svg, stage_roofs
+from scaledyolo.bench.roofline import BYTES_PER_VALUE
 from scaledyolo.errors import FormatError, UsageError
+from scaledyolo.host import usable_cores
 
 NOW = "now"
-BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SAMPLES = 7  # the best of so many: what disturbs a measurement only adds to it
 
 
@@ -87,7 +87,7 @@ def measure_peaks() -> Peaks:
     from scaledyolo.bench.jobs import CopyJob, GemmJob
     from scaledyolo.bench.machine import CopyCandidate, gemm_candidate
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     library = "openvino" if importlib.util.find_spec("openvino") else "numpy"
     product = gemm_candidate(GemmJob(library, "cpu", "float32", cores))
     copy = CopyCandidate(CopyJob(cores))

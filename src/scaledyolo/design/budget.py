@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from scaledyolo.arch.memory import parse_bytes
+from scaledyolo.budget import budget_milliseconds
 from scaledyolo.errors import UsageError
 
 Kind = Literal["latency", "gflops", "params", "memory"]
 
-_TIME: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s)?\s*")
 _COUNT: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)\s*")
 _THOUSANDS: Final[Mapping[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
@@ -61,20 +61,13 @@ def parse_budget(
     if fps is not None:
         return Budget("latency", 1e3 / fps if fps > 0 else fps)
     if latency is not None:
-        return Budget("latency", _milliseconds(latency))
+        return Budget("latency", budget_milliseconds(latency))
     if gflops is not None:
         return Budget("gflops", gflops)
     if params is not None:
         return Budget("params", _count(params))
     assert memory is not None
     return Budget("memory", parse_bytes(memory))
-
-
-def _milliseconds(text: str) -> float:
-    found = _TIME.fullmatch(text.lower())
-    if not found:
-        raise UsageError(f"--latency {text!r} is no time; write it like 20ms or 0.02s")
-    return float(found[1]) * (1e3 if found[2] == "s" else 1)
 
 
 def _count(text: str) -> float:

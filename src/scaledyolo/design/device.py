@@ -6,12 +6,10 @@ photograph full of things (:func:`scaledyolo.bench.networks.random_checkpoint`).
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
@@ -21,10 +19,10 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import find
 from scaledyolo.bench.networks import random_checkpoint
-from scaledyolo.bench.run import physical_cores
 from scaledyolo.bench.timing import Timing, interleaved
 from scaledyolo.design.candidates import Candidate
 from scaledyolo.errors import UsageError
+from scaledyolo.host import physical_cores, processor_name
 
 if TYPE_CHECKING:
     from scaledyolo.checkpoint import Checkpoint
@@ -206,15 +204,3 @@ def frame() -> npt.NDArray[np.uint8]:
 
     picture = scene(3, *FRAME, seed=0)
     return np.ascontiguousarray((255 * picture).round().astype(np.uint8).transpose(1, 2, 0))
-
-
-def processor_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names: Mapping[str, str] = {
-        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))
-    }
-    return names.get("model name") or platform.processor() or platform.machine()

@@ -13,18 +13,6 @@ from scaledyolo.design.search import Answer, Measured
 
 _MOST_DOTS: Final = 3000  # predicted networks in the picture
 _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072b2", "#e69f00", "#009e73", "#8a94a3", "#1f2933"
-_STYLE: Final = {
-    "font.size": 10.5,
-    "axes.edgecolor": "#b8c1cc",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "grid.color": "#e4e8ee",
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-}
 
 
 def document(answer: Answer) -> dict[str, Any]:
@@ -146,9 +134,10 @@ def draw(answer: Answer, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    from scaledyolo.bench.plot import STYLE
     from scaledyolo.files import output_errors
 
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(8.2, 5.2), layout="constrained")
         axes = figure.subplots()
         _draw_predicted(axes, answer)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from scaledyolo.bench.timing import Timing, quantile
+from scaledyolo.bench.timing import Timing
 from scaledyolo.design.budget import Budget
 from scaledyolo.design.calibrate import calibrated
 from scaledyolo.design.candidates import Candidate, Range, enumerate_candidates, feature_matrix
@@ -55,7 +56,7 @@ class Measured:
     @property
     def upper_ms(self) -> float:
         """What three of four images stay below: the median and the noise on top."""
-        return quantile(self.timing.samples_ms, 0.75)
+        return float(np.quantile(self.timing.samples_ms, 0.75))
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,8 @@ class _Jury:
             if low <= one.median_ms <= high or low <= one.predicted_ms <= high:
                 ratios.setdefault(one.candidate.network.family, []).append(one.median_ms / one.predicted_ms)
         everything = [ratio for family in ratios.values() for ratio in family]
-        usual = quantile(everything, 0.5) if everything else 1.0
-        factors = {family: quantile(found, 0.5) for family, found in ratios.items()}
+        usual = median(everything) if everything else 1.0
+        factors = {family: median(found) for family, found in ratios.items()}
         families = (candidate.network.family for candidate in self._table.candidates)
         corrected: Values = self._table.predicted_ms * np.array([factors.get(family, usual) for family in families])
         return corrected

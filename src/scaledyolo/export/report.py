@@ -16,6 +16,7 @@ from scaledyolo import __version__
 from scaledyolo.artefact import Quantisation
 from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
 from scaledyolo.files import atomic_file
+from scaledyolo.host import processor_name
 
 REPORT_SUFFIX: Final = ".verified.json"
 FORMAT: Final = "scaledyolo-verification/2"
@@ -158,20 +159,10 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def _plain(value: Any) -> Any:

@@ -4,8 +4,8 @@
         ...
 
 Contents: ``open_source`` decides what an argument means; ``Frame`` is what every source yields; ``read_image`` reads
-one file; ``frames_with_results`` overlaps reading with what is done with the frames; ``Lanes`` and ``Prefetch`` are the
-threads in which it does so.
+one file; ``frames_with_results`` overlaps reading with what is done with the frames; ``Lanes`` are the threads in which
+it does so.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 from scaledyolo.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileSource
 from scaledyolo.sources.frame import Frame, FrameSource, Origin, SourceKind
 from scaledyolo.sources.image_reader import MAX_PIXELS, read_image
-from scaledyolo.sources.lanes import Lanes, Prefetch
+from scaledyolo.sources.lanes import Lanes
 from scaledyolo.sources.live import LiveStream, Reconnect
 from scaledyolo.sources.opening import open_source, open_sources
-from scaledyolo.sources.pipeline import Mode, frames_with_results, settle_mode, usable_cores
+from scaledyolo.sources.pipeline import Mode, frames_with_results, settle_mode
 from scaledyolo.sources.video import VideoFile
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "LiveStream",
     "Mode",
     "Origin",
-    "Prefetch",
     "Reconnect",
     "SourceKind",
     "VideoFile",
@@ -39,5 +38,4 @@ __all__ = [
     "open_sources",
     "read_image",
     "settle_mode",
-    "usable_cores",
 ]

@@ -61,17 +61,6 @@ class Lanes(Closing, Generic[T, R]):
             run.stop()
 
 
-class Prefetch(Lanes[T, T]):
-    """The items themselves, made in a thread that stays at most ``depth`` of them ahead; see :class:`Lanes`."""
-
-    def __init__(self, frames: Iterable[T], *, depth: int = 4) -> None:
-        super().__init__(_itself, frames, depth=depth)
-
-
-def _itself(item: T) -> T:
-    return item
-
-
 @dataclass(frozen=True, slots=True)
 class _Outcome(Generic[R]):
     """What became of an item."""

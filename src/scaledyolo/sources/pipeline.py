@@ -7,7 +7,6 @@ throughput   several batches at a time, each carried by one thread from reading 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
@@ -38,13 +37,6 @@ def settle_mode(mode: str, kind: SourceKind) -> Literal["latency", "throughput"]
     if mode == "auto":
         return "throughput" if kind in ("files", "video") else "latency"
     return "throughput" if mode == "throughput" else "latency"
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def frames_with_results(

@@ -17,6 +17,7 @@ import torch
 
 import scaledyolo
 from scaledyolo.errors import UsageError
+from scaledyolo.host import processor_name
 from scaledyolo.train.settings import Device, Precision
 
 _PACKAGES = (
@@ -93,7 +94,7 @@ def environment(device: torch.device, processes: int) -> dict[str, Any]:
     """The machine and the software on it, as plain values."""
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": processes,
@@ -111,14 +112,6 @@ def _versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def code_fingerprint() -> str:
