@@ -47,7 +47,7 @@ class Card:
 
     model: Checkpoint
     file: Path
-    record: RunRecord
+    records: Sequence[RunRecord]  # of the trainings that made it, in order
     train: Dataset
     measured: Measured
     speeds: Sequence[Speed]
@@ -145,26 +145,31 @@ class Card:
         yield ""
 
     def _training(self) -> Iterator[str]:
-        record, provenance = self.record, self.model.provenance
+        last = self.records[-1]
         yield "## Training"
         yield ""
         yield "```console"
-        yield f"$ {record.command}"
+        for record in self.records:
+            yield f"$ {record.command}"
         yield "```"
         yield ""
-        yield "| | |"
-        yield "| --- | --- |"
-        start = "random weights" if record.document["transfer"] is None else "other weights (see the command)"
-        yield f"| start | {start} |"
-        yield f"| epochs | {len(record.epochs)}, of which the best, {provenance['epochs']}, is shipped |"
-        yield f"| time | {record.seconds / 3600:.1f} hours |"
-        yield f"| seed | {provenance['seed']} |"
-        yield f"| commit | {record.commit} |"
-        yield f"| machine | {record.machine} |"
-        yield "| weights | moving average, convolutions stored as float16, all else as float32 |"
+        rows = {
+            "start": ["random weights", *["the best checkpoint of the training before"] * (len(self.records) - 1)],
+            "epochs": [f"{len(record.epochs)}, the best {_best_epoch(record)}" for record in self.records],
+            "time": [f"{record.seconds / 3600:.1f} hours" for record in self.records],
+            "seed": [str(record.document["seed"]) for record in self.records],
+            "commit": [record.commit for record in self.records],
+            "machine": [record.machine for record in self.records],
+        }
+        yield "| |" + " |" * len(self.records)
+        yield "| --- |" + " --- |" * len(self.records)
+        for name, values in rows.items():
+            yield f"| {name} | {' | '.join(values)} |"
+        yield ""
+        yield "Shipped is the moving average, convolutions as float16, all else as float32."
         yield ""
         yield (
-            f"The best of {len(record.curve)} evaluations was chosen on the same images that the figures above come "
+            f"The best of {len(last.curve)} evaluations was chosen on the same images that the figures above come "
             "from, which flatters them a little."
         )
         yield ""
@@ -230,6 +235,11 @@ class Card:
                 f"| {name} | {trained[row]:,} | {present[row]:,} | {_figure(metrics.class_ap[row])} | "
                 f"{_figure(metrics.class_ap50[row])} |"
             )
+
+
+def _best_epoch(record: RunRecord) -> int:
+    scored = [row for row in record.epochs if "ap" in row]
+    return int(max(scored, key=lambda row: row["ap"])["epoch"])
 
 
 def _sizes(metrics: CocoMetrics) -> str:

@@ -5,8 +5,9 @@
 Writes ``src/scaledyolo/models/default.safetensors``, weights as float16, the same bytes for the same checkpoint, and
 ``docs/default_model.md`` with figures that are measured here, on the file that was written. ``--speed`` measures what
 it takes on this machine too, which should be quiet then. The folder of the run, with ``run.json`` and ``epochs.csv``,
-must lie around the checkpoint: where a model comes from is part of it. Recipe and network are written beside the card,
-so that the command there can be repeated.
+must lie around the checkpoint: where a model comes from is part of it; where it went on from the best checkpoint of an
+earlier training, ``--before`` names that one's folder. Recipes and network are written beside the card, so that the
+commands there can be repeated.
 """
 
 from __future__ import annotations
@@ -51,8 +52,6 @@ ENGINES: Final = {
     "torch": ("torch", False),
 }
 SPEED_ROUNDS: Final = 30
-# What is written beside the card, by the option of the training that reads it.
-SOURCE_FILES: Final = {"--recipe": "recipe", "--model": "network"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class Options:
 
     checkpoint: tyro.conf.Positional[Path]
     """The best checkpoint of a training, in the folder of its run."""
+    before: tuple[Path, ...] = ()
+    """Folders of the trainings it went on from, each from the best checkpoint of the one before; the first is first."""
     data: Path = SHARED / "data" / "coco_mini"
     """Data set with the splits train, which it learnt from, and val, which it is measured on."""
     out: Path = SHIPPED_FILE
@@ -71,23 +72,43 @@ class Options:
     """Measure the time of an image with each engine that is installed."""
 
 
-def write_sources(card: Path, record: RunRecord) -> RunRecord:
-    """Write recipe and network beside the card; returns the record with a command that names these files.
+def read_chain(before: Sequence[Path], last: Path) -> list[RunRecord]:
+    """The trainings that made a model, in order.
 
     Raises:
-        CheckpointError: the training had several stages, or was never evaluated.
+        CheckpointError: one had several stages, was never evaluated, or did not start as its place says.
     """
-    recipes = record.document["recipes"]
-    if len(recipes) != 1 or not record.curve:
-        raise CheckpointError(f"{record.folder}: {len(recipes)} stages, {len(record.curve)} evaluations; one is needed")
-    sources = {"--recipe": recipes[0], "--model": record.document["spec"]}
-    words = list(record.document["command"])
-    for option, content in sources.items():
-        path = card.with_name(f"{card.stem}_{SOURCE_FILES[option]}.yaml")
-        with atomic_file(path) as temporary:
-            temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-        words = with_option(words, option, str(path))
-    return replace(record, document={**record.document, "command": words})
+    records = [read_record(folder) for folder in (*before, last)]
+    for place, record in enumerate(records):
+        stages, evaluations = len(record.document["recipes"]), len(record.curve)
+        if stages != 1 or not evaluations:
+            raise CheckpointError(f"{record.folder}: {stages} stages, {evaluations} evaluations; one is needed")
+        if (record.document["transfer"] is None) != (place == 0):
+            start = "random" if record.document["transfer"] is None else "other"
+            raise CheckpointError(f"{record.folder} started from {start} weights; name with --before what came before")
+    return records
+
+
+def write_sources(card: Path, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Write recipes and network beside the card; returns the records with commands that name these files."""
+    named = []
+    network = card.with_name(f"{card.stem}_network.yaml")
+    _write_yaml(network, records[0].document["spec"])
+    for number, record in enumerate(records, start=1):
+        recipe = card.with_name(f"{card.stem}_recipe{'' if number == 1 else f'_{number}'}.yaml")
+        _write_yaml(recipe, record.document["recipes"][0])
+        words = with_option(list(record.document["command"]), "--recipe", str(recipe))
+        words = with_option(words, "--model", str(network))
+        if number > 1:  # into the folders that `train` makes where no --out is given
+            earlier = "train" if number == 2 else f"train{number - 1}"
+            words = with_option(words, "--weights", f"runs/{earlier}/best.safetensors")
+        named.append(replace(record, document={**record.document, "command": words}))
+    return named
+
+
+def _write_yaml(path: Path, content: object) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def with_option(words: Sequence[str], option: str, value: str) -> list[str]:
@@ -98,7 +119,7 @@ def with_option(words: Sequence[str], option: str, value: str) -> list[str]:
     return [*words[: place + 1], value, *words[place + 2 :]]
 
 
-def shipped(checkpoint: Checkpoint, record: RunRecord, train: Dataset) -> Checkpoint:
+def shipped(checkpoint: Checkpoint, records: Sequence[RunRecord], train: Dataset) -> Checkpoint:
     """The checkpoint as it is shipped: with a title, its licence and where it comes from, without paths.
 
     Raises:
@@ -114,21 +135,22 @@ def shipped(checkpoint: Checkpoint, record: RunRecord, train: Dataset) -> Checkp
     for name, values in checkpoint.weights.items():
         if values.ndim > 1 and not np.abs(values).max() <= np.finfo(np.float16).max:
             raise CheckpointError(f"{name}: has values that float16 cannot hold")
-    start = "from scratch" if record.document["transfer"] is None else "from other weights"
     return replace(
         checkpoint,
         category_ids=COCO_CATEGORY_IDS,
         provenance={
-            TITLE_KEY: f"{NETWORK} by scaledyolo, 80 classes, trained {start} on {len(train):,} images of COCO",
+            TITLE_KEY: f"{NETWORK} by scaledyolo, 80 classes, trained from scratch on {len(train):,} images of COCO",
             "source": "trained with scaledyolo",
             "licence": LICENCE,
             "data": f"{len(train):,} images of COCO val2017 with {train.annotations.num_boxes:,} boxes",
             "data_fingerprint": checkpoint.provenance["data_fingerprint"],
             "recipe": checkpoint.provenance["recipe"],
-            "epochs": checkpoint.provenance["epochs"],
-            "seed": checkpoint.provenance["seed"],
-            "command": record.command,
-            "commit": record.commit,
+            "epochs": " + ".join(
+                [*(str(len(record.epochs)) for record in records[:-1]), checkpoint.provenance["epochs"]]
+            ),
+            "seed": ", ".join(str(record.document["seed"]) for record in records),
+            "command": " && ".join(record.command for record in records),
+            "commit": ", ".join(dict.fromkeys(record.commit for record in records)),
         },
     )
 
@@ -176,17 +198,17 @@ def measure_speed(path: Path, image: np.ndarray) -> list[Speed]:
 
 def make(options: Options) -> None:
     """Write the model and its card."""
-    checkpoint, record = load_checkpoint(options.checkpoint), read_record(options.checkpoint.parent)
+    checkpoint, records = load_checkpoint(options.checkpoint), read_chain(options.before, options.checkpoint.parent)
     train, val = open_dataset(options.data, "train"), open_dataset(options.data, "val")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.card.parent.mkdir(parents=True, exist_ok=True)
-    record = write_sources(options.card.absolute(), record)
-    save_checkpoint(options.out, shipped(checkpoint, record, train), dtype="float16")
+    records = write_sources(options.card.absolute(), records)
+    save_checkpoint(options.out, shipped(checkpoint, records, train), dtype="float16")
     measured = measure(options.out, val)
     speeds = measure_speed(options.out, val.load_image(0)) if options.speed else []
     machine = environment(torch.device("cpu"), processes=1)
     place = f"{machine['processor']}, {machine['cpus']} cores"
-    card = Card(load_checkpoint(options.out), options.out, record, train, measured, speeds, place)
+    card = Card(load_checkpoint(options.out), options.out, records, train, measured, speeds, place)
     write_card(options.card, card)
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB, AP {measured.metrics.ap:.4f}")
     print(f"{options.card}: written")

@@ -81,6 +81,7 @@ def run(data, tmp_path, run_folder) -> Path:
             "--out", str(tmp_path / "runs"),
         ],
         spec=checkpoint(data).spec.to_dict(),
+        seed=3,
     )  # fmt: skip
     save_checkpoint(folder / "best.safetensors", checkpoint(data))
     return folder
@@ -156,6 +157,39 @@ def test_recipe_and_network_lie_beside_the_card_as_the_training_had_them(make, d
     assert load_spec(card.with_name("card_network.yaml")) == checkpoint(data).spec
     recipe = recipe_named(str(card.with_name("card_recipe.yaml")))
     assert (recipe.name, recipe.batch) == ("small", 16)
+
+
+def test_a_model_that_went_on_from_an_earlier_training_names_both(make, data, run, run_folder, tmp_path):
+    start = run_folder(
+        tmp_path / "start",
+        command=["/opt/bin/scaledyolo", "train", "--data", str(data), "--recipe", "/tmp/first.yaml"],
+        recipes=[{"name": "first", "batch": 8}],
+        git_commit="fedcba98",
+    )
+    document = json.loads((run / "run.json").read_text())
+    words = [*document["command"], "--weights", str(start / "best.safetensors"), "--seed", "3"]
+    (run / "run.json").write_text(json.dumps({**document, "command": words, "transfer": {"taken": 99}}))
+    code, out, card = make("--before", str(start))
+    assert code == 0
+    provenance, text = load_checkpoint(out).provenance, card.read_text()
+    first = COMMAND
+    second = COMMAND.replace("card_recipe", "card_recipe_2") + " --weights runs/train/best.safetensors --seed 3"
+    assert f"$ {first}\n" in text
+    assert any(set(second.split()) == set(line.removeprefix("$ ").split()) for line in text.splitlines())
+    assert (provenance["epochs"], provenance["seed"]) == ("3 + 2", "0, 3")
+    assert provenance["commit"] == "fedcba98, 0123456789abcdef"
+    assert recipe_named(str(card.with_name("card_recipe.yaml"))).name == "first"
+    assert recipe_named(str(card.with_name("card_recipe_2.yaml"))).name == "small"
+
+
+def test_a_start_that_is_not_named_is_asked_for(make, run, run_folder, tmp_path, capsys):
+    document = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**document, "transfer": {"taken": 99}}))
+    assert make()[0] == 2
+    assert "started from other weights; name with --before what came before" in capsys.readouterr().err
+    (run / "run.json").write_text(json.dumps(document))
+    assert make("--before", str(run_folder(tmp_path / "start")))[0] == 2
+    assert "started from random weights" in capsys.readouterr().err
 
 
 def test_speeds_are_measured_with_what_is_installed(make, maker, monkeypatch):
