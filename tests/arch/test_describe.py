@@ -107,7 +107,7 @@ def test_every_figure_stands_in_the_text_of_stages_and_nodes(capsys):
 
 def _bench_row(precision: str = "float32", **changes: object) -> dict[str, object]:
     """A row of `scaledyolo bench --layers --json`, by its own code."""
-    from scaledyolo.bench.roofline import Roof
+    from scaledyolo.arch.roofline import Roof
     from scaledyolo.bench.rows import Row
 
     roof = Roof(flops_per_s=100e9, bytes_per_s=10e9)

@@ -11,24 +11,39 @@ from hypothesis import strategies as st
 
 from scaledyolo.arch.groups import group_costs
 from scaledyolo.arch.lower import lower
-from scaledyolo.arch.roofline import Peaks, roofline_svg, stage_roofs
+from scaledyolo.arch.roofline import Roof, roofline_svg, stage_roofs
 from scaledyolo.arch.zoo import find
+from scaledyolo.errors import UsageError
 
 GRAPH = lower(find("yolov4-tiny"))
 COSTS = group_costs(GRAPH, 416, 416)
-PEAKS = Peaks(gflops=100.0, gigabytes=10.0, machine="a machine")
+ROOF = Roof(flops_per_s=100e9, bytes_per_s=10e9)
 
 
 def test_the_ridge_and_what_lies_on_both_sides():
-    assert PEAKS.ridge == 10
-    assert PEAKS.attainable(5) == 50
-    assert PEAKS.attainable(10) == PEAKS.attainable(1000) == 100
+    assert ROOF.ridge == 10
+    assert ROOF.attainable(5) == 50e9
+    assert ROOF.attainable(10) == ROOF.attainable(1000) == 100e9
+    assert ROOF.least_ms(1e9, 1e6) == pytest.approx(10.0)
+    assert ROOF.least_ms(1e6, 1e8) == pytest.approx(10.0)
+    assert ROOF.memory_bound(1e9, 1.01e8)
+    assert not ROOF.memory_bound(1e9, 1e8)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 1e9), (1e9, -1.0), (float("nan"), 1e9)])
+def test_a_machine_that_does_nothing_is_refused(rates):
+    with pytest.raises(UsageError, match="a roof needs rates above zero"):
+        Roof(*rates)
+
+
+def test_half_precision_moves_half_the_bytes():
+    full, half = (stage_roofs(COSTS, Roof(1e15, 1e9), precision=name) for name in ("float32", "bfloat16"))
+    assert all(one.least_ms == pytest.approx(2 * other.least_ms) for one, other in zip(full, half, strict=True))
 
 
 @given(st.floats(1, 1e5), st.floats(0.1, 1e4))
 def test_least_times_are_bounded_by_both(gflops, gigabytes):
-    peaks = Peaks(gflops, gigabytes)
-    for roof in stage_roofs(COSTS, peaks):
+    for roof in stage_roofs(COSTS, Roof(gflops * 1e9, gigabytes * 1e9)):
         flops, moved = 2 * roof.cost.macs, 4 * roof.cost.memory_access
         assert roof.least_ms == pytest.approx(1e3 * max(flops / (gflops * 1e9), moved / (gigabytes * 1e9)))
         assert roof.memory_bound == (moved / gigabytes > flops / gflops)
@@ -39,7 +54,7 @@ def test_least_times_are_bounded_by_both(gflops, gigabytes):
 def test_measured_nodes_add_up_to_their_stage():
     stage = next(cost for cost in COSTS if cost.group.name == "backbone.stage3")
     times = {node.name: 0.5 for node in stage.group.nodes}
-    roofs = stage_roofs(COSTS, PEAKS, times)
+    roofs = stage_roofs(COSTS, ROOF, times)
     found = next(roof for roof in roofs if roof.cost is stage)
     assert found.measured_ms == 0.5 * len(stage.group.nodes)
     assert found.achieved == pytest.approx(2 * stage.macs / (found.measured_ms * 1e-3) / 1e9)
@@ -57,9 +72,9 @@ def _points(svg: str) -> list[tuple[float, float]]:
     ]
 
 
-@pytest.mark.parametrize("peaks", [PEAKS, Peaks(3000.0, 900.0), Peaks(1.0, 0.5)])
-def test_every_stage_is_a_point_on_the_roof_inside_the_frame(peaks):
-    svg = roofline_svg(stage_roofs(COSTS, peaks), peaks)
+@pytest.mark.parametrize("machine", [ROOF, Roof(3000e9, 900e9), Roof(1e9, 0.5e9)])
+def test_every_stage_is_a_point_on_the_roof_inside_the_frame(machine):
+    svg = roofline_svg(stage_roofs(COSTS, machine), machine)
     points = _points(svg)
     assert len(points) == sum(cost.macs > 0 for cost in COSTS)
     assert all(76 <= x <= 736 and 20 <= y <= 344 for x, y in points)
@@ -73,8 +88,8 @@ def test_every_stage_is_a_point_on_the_roof_inside_the_frame(peaks):
 
 def test_what_was_measured_hangs_below_the_roof():
     times = {node.name: 1.0 for node in GRAPH}
-    roofs = stage_roofs(COSTS, PEAKS, times)
-    slow = dict(zip(_points(roofline_svg(stage_roofs(COSTS, PEAKS), PEAKS)), roofs, strict=False))
-    measured = _points(roofline_svg(roofs, PEAKS))
+    roofs = stage_roofs(COSTS, ROOF, times)
+    slow = dict(zip(_points(roofline_svg(stage_roofs(COSTS, ROOF), ROOF)), roofs, strict=False))
+    measured = _points(roofline_svg(roofs, ROOF))
     assert len(measured) == len(slow)
-    assert "measured" in roofline_svg(roofs, PEAKS)
+    assert "measured" in roofline_svg(roofs, ROOF)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scaledyolo.arch.roofline import Roof
 from scaledyolo.bench.plot import check_plot, draw, roofline_figure, speed_figure
-from scaledyolo.bench.roofline import Layer, Roof
+from scaledyolo.bench.roofline import Layer
 from scaledyolo.bench.rows import Row
 from scaledyolo.errors import OutputError, UsageError
 

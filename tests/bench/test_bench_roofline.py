@@ -11,11 +11,12 @@ from scaledyolo.arch.cost import cost, node_costs
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.ops import Add, Conv, Detect
+from scaledyolo.arch.roofline import Roof
 from scaledyolo.arch.zoo import find
 from scaledyolo.bench.jobs import NetworkJob, ProfileJob
 from scaledyolo.bench.networks import random_checkpoint
 from scaledyolo.bench.profile import ProfileCandidate, split_rounds
-from scaledyolo.bench.roofline import RUNTIME, Roof, layers_of, moved_bytes, node_of
+from scaledyolo.bench.roofline import RUNTIME, layers_of, moved_bytes, node_of
 from scaledyolo.checkpoint import save_checkpoint
 from scaledyolo.errors import UsageError
 
@@ -46,13 +47,6 @@ def test_nodes_are_found_by_their_names_and_by_parts_of_them() -> None:
     assert node_of("block.conv2.exp", nodes) == "block"
     assert node_of("Reorder_12", nodes) is None
     assert node_of("", nodes) is None
-
-
-def test_the_roof_is_the_greater_of_two_times() -> None:
-    roof = Roof(flops_per_s=100e9, bytes_per_s=10e9)
-    assert roof.ridge == 10
-    assert roof.least_ms(1e9, 1e6) == pytest.approx(10.0)
-    assert roof.least_ms(1e6, 1e8) == pytest.approx(10.0)
 
 
 def test_layers_by_hand() -> None:

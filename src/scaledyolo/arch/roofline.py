@@ -1,17 +1,20 @@
-"""The roofline of a machine over the stages of a network: what bounds each, and the least time that it can take.
+"""The roof of a machine, and the stages of a network under it: what bounds each, and the least time it can take.
 
 Williams, Waterman, Patterson, 2009: work with an arithmetic intensity of i FLOP for each byte runs at no more than
 min(peak, i · bandwidth). Left of the ridge, at peak / bandwidth, memory is the bound; right of it, arithmetic.
+
+The same :class:`Roof` judges the stages that `describe --roofline` costs and the layers that `bench --layers` times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from scaledyolo.arch.groups import GroupCost, Part
+from scaledyolo.errors import UsageError
 
 # The drawing, in pixels.
 _ACROSS, _DOWN = 760, 400
@@ -36,23 +39,52 @@ _PARTS: dict[Part, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    """What a machine can do at most."""
+BYTES_PER_VALUE: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
-    gflops: float  # giga floating-point operations a second
-    gigabytes: float  # a second, read and written
-    machine: str = ""  # in words
-    value_bytes: int = 4  # of the precision that was measured: 4 for float32, 2 for half
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What a machine can do at most.
+
+    Raises:
+        UsageError: a machine that does nothing.
+    """
+
+    flops_per_s: float  # of a matrix product in the precision of the network
+    bytes_per_s: float  # of a copy, read and written
+
+    def __post_init__(self) -> None:
+        if not (self.flops_per_s > 0 and self.bytes_per_s > 0):
+            raise UsageError(
+                f"a roof needs rates above zero, got {self.flops_per_s:g} FLOP/s and {self.bytes_per_s:g} B/s"
+            )
+
+    @property
+    def gflops(self) -> float:
+        """Giga floating-point operations a second."""
+        return self.flops_per_s / 1e9
+
+    @property
+    def gigabytes(self) -> float:
+        """Gigabytes a second."""
+        return self.bytes_per_s / 1e9
 
     @property
     def ridge(self) -> float:
         """Arithmetic intensity in FLOP for each byte from which on arithmetic is the bound."""
-        return self.gflops / self.gigabytes
+        return self.flops_per_s / self.bytes_per_s
 
     def attainable(self, intensity: float) -> float:
-        """The most giga floating-point operations a second at this intensity."""
-        return min(self.gflops, intensity * self.gigabytes)
+        """The most floating-point operations a second at this intensity."""
+        return min(self.flops_per_s, intensity * self.bytes_per_s)
+
+    def least_ms(self, flops: float, num_bytes: float) -> float:
+        """The time below which work cannot be done, in milliseconds."""
+        return 1e3 * max(flops / self.flops_per_s, num_bytes / self.bytes_per_s)
+
+    def memory_bound(self, flops: float, num_bytes: float) -> bool:
+        """Whether moving the bytes takes longer than the arithmetic."""
+        return num_bytes / self.bytes_per_s > flops / self.flops_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +92,7 @@ class StageRoof:
     """One stage under the roof."""
 
     cost: GroupCost
-    intensity: float  # FLOP for each byte in the precision of the peaks
+    intensity: float  # FLOP for each byte in the precision of the roof
     attainable: float  # giga floating-point operations a second
     least_ms: float  # milliseconds for one image at the roof; what is not a convolution costs its traffic only
     memory_bound: bool
@@ -73,46 +105,47 @@ class StageRoof:
 
 
 def stage_roofs(
-    costs: Sequence[GroupCost], peaks: Peaks, measured: dict[str, float] | None = None
+    costs: Sequence[GroupCost], roof: Roof, measured: Mapping[str, float] | None = None, *, precision: str = "float32"
 ) -> tuple[StageRoof, ...]:
     """Every stage under the roof of a machine.
 
     Args:
         costs: of the stages.
-        peaks: of the machine.
-        measured: milliseconds of nodes by name; a stage has a time where all its nodes that compute have one.
+        roof: of the machine.
+        measured: milliseconds of nodes by name; a stage has a time where any of its nodes has one.
+        precision: in which the roof was measured; a key of :data:`BYTES_PER_VALUE`.
     """
+    value_bytes = BYTES_PER_VALUE[precision]
     found = []
     for cost in costs:
-        bytes_moved = peaks.value_bytes * cost.memory_access
-        intensity = cost.intensity * 4 / peaks.value_bytes  # counted in float32
-        compute, traffic = 2 * cost.macs / peaks.gflops / 1e6, bytes_moved / peaks.gigabytes / 1e6
+        flops, num_bytes = 2 * cost.macs, value_bytes * cost.memory_access
+        intensity = cost.intensity * BYTES_PER_VALUE["float32"] / value_bytes  # counted in float32
         found.append(
             StageRoof(
                 cost=cost,
                 intensity=intensity,
-                attainable=peaks.attainable(intensity),
-                least_ms=max(compute, traffic),
-                memory_bound=traffic > compute,
+                attainable=roof.attainable(intensity) / 1e9,
+                least_ms=roof.least_ms(flops, num_bytes),
+                memory_bound=roof.memory_bound(flops, num_bytes),
                 measured_ms=_time_of(cost, measured or {}),
             )
         )
     return tuple(found)
 
 
-def _time_of(cost: GroupCost, measured: dict[str, float]) -> float | None:
+def _time_of(cost: GroupCost, measured: Mapping[str, float]) -> float | None:
     times = [measured[node.name] for node in cost.group.nodes if node.name in measured]
     return sum(times) if times else None
 
 
-def roofline_svg(roofs: Sequence[StageRoof], peaks: Peaks) -> str:
+def roofline_svg(roofs: Sequence[StageRoof], machine: Roof) -> str:
     """The roof, and the stages on it (or, where times were measured, below it), as an SVG element on two log scales."""
     drawn = [roof for roof in roofs if roof.cost.macs]
     # At least a quarter of the slope is shown, whether or not a stage lies on it.
-    intensities = [peaks.ridge / 4, peaks.ridge, *(roof.intensity for roof in drawn)]
+    intensities = [machine.ridge / 4, machine.ridge, *(roof.intensity for roof in drawn)]
     rates = [
-        peaks.gflops / 4,
-        peaks.gflops,
+        machine.gflops / 4,
+        machine.gflops,
         *(roof.attainable for roof in drawn),
         *(roof.achieved for roof in drawn if roof.achieved),
     ]
@@ -126,7 +159,7 @@ def roofline_svg(roofs: Sequence[StageRoof], peaks: Peaks) -> str:
         opening,
         f"<style>{_STYLE}</style>",
         *_grid(x, y),
-        *_roof(x, y, peaks),
+        *_roof(x, y, machine),
         *(text for roof in drawn for text in _point(x, y, roof)),
         *_legend(drawn),
         "</svg>",
@@ -184,17 +217,17 @@ def _grid(x: _Axis, y: _Axis) -> list[str]:
     return lines
 
 
-def _roof(x: _Axis, y: _Axis, peaks: Peaks) -> list[str]:
+def _roof(x: _Axis, y: _Axis, machine: Roof) -> list[str]:
     # The slope begins where it enters the frame, from the left or from below.
-    begin = max(x.low, y.low / peaks.gigabytes)
-    corners = [(begin, peaks.attainable(begin)), (peaks.ridge, peaks.gflops), (x.high, peaks.gflops)]
+    begin = max(x.low, y.low / machine.gigabytes)
+    corners = [(at, machine.attainable(at) / 1e9) for at in (begin, machine.ridge, x.high)]
     path = " ".join(f"{x(across):.1f},{y(up):.1f}" for across, up in corners)
-    ridge = x(peaks.ridge)
-    told = f"{peaks.gflops:,.0f} GFLOP/s · {peaks.gigabytes:,.1f} GB/s · ridge at {peaks.ridge:.1f} FLOP/byte"
+    ridge = x(machine.ridge)
+    told = f"{machine.gflops:,.0f} GFLOP/s · {machine.gigabytes:,.1f} GB/s · ridge at {machine.ridge:.1f} FLOP/byte"
     return [
-        f'<line class="ridge" x1="{ridge:.1f}" x2="{ridge:.1f}" y1="{y.start}" y2="{y(peaks.gflops):.1f}"/>',
+        f'<line class="ridge" x1="{ridge:.1f}" x2="{ridge:.1f}" y1="{y.start}" y2="{y(machine.gflops):.1f}"/>',
         f'<polyline class="roof" points="{path}"/>',
-        f'<text class="tick" x="{x.stop - 6}" y="{y(peaks.gflops) - 12:.1f}" text-anchor="end">{told}</text>',
+        f'<text class="tick" x="{x.stop - 6}" y="{y(machine.gflops) - 12:.1f}" text-anchor="end">{told}</text>',
     ]
 
 

@@ -11,8 +11,9 @@ from typing import Any, Final
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from scaledyolo.arch.roofline import Roof
 from scaledyolo.bench.report import engine_label, network_label, number
-from scaledyolo.bench.roofline import Layer, Roof
+from scaledyolo.bench.roofline import Layer
 from scaledyolo.bench.rows import Row
 from scaledyolo.errors import UsageError, nearest
 from scaledyolo.files import output_errors
@@ -193,7 +194,7 @@ def roofline_figure(row: Row, roof: Roof, layers: Sequence[Layer]) -> Figure:
     figure = Figure(figsize=(8.4, 5.4))
     axes = figure.subplots()
     counted = [layer for layer in layers if layer.flops and layer.ms]
-    peak, bandwidth = roof.flops_per_s / 1e9, roof.bytes_per_s / 1e9
+    peak, bandwidth = roof.gflops, roof.gigabytes
     left = min([layer.intensity for layer in counted] + [roof.ridge]) / 2
     right = max([layer.intensity for layer in counted] + [roof.ridge]) * 2
     told = f"matrix product {number(peak, 0)} GFLOP/s,\ncopy {number(bandwidth)} GB/s"

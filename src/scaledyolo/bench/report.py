@@ -143,7 +143,7 @@ def _layers_title(row: Row, layers: Sequence[Layer]) -> str:
     )
     if row.roof is None:
         return told
-    return f"{told}; roof {row.roof.flops_per_s / 1e9:,.0f} GFLOP/s and {row.roof.bytes_per_s / 1e9:,.1f} GB/s"
+    return f"{told}; roof {row.roof.gflops:,.0f} GFLOP/s and {row.roof.gigabytes:,.1f} GB/s"
 
 
 def _layers(layers: Sequence[Layer]) -> Table:

@@ -1,7 +1,7 @@
 """Where the time goes, layer by layer, and what holds it up: arithmetic or memory.
 
-The roofline (Williams, Waterman and Patterson 2009): a layer of F floating-point operations that moves B bytes takes at
-least ``max(F / peak, B / bandwidth)``. What it takes more is the engine's; which of the two is greater says what could
+A layer of F floating-point operations that moves B bytes takes at least ``max(F / peak, B / bandwidth)``, the roof of
+:mod:`scaledyolo.arch.roofline`. What it takes more is the engine's; which of the two is greater says what could
 make it faster. Bytes are those of its inputs, outputs and weights, each moved once; what stays in a cache moves faster
 than the bandwidth of the memory, so a share of the roof above 1 is possible.
 """
@@ -16,27 +16,10 @@ from typing import Any, Final, Literal
 from scaledyolo.arch.cost import NodeCost, node_costs
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.ops import Shape
+from scaledyolo.arch.roofline import BYTES_PER_VALUE, Roof
 
 Bound = Literal["compute", "memory", "overhead"]  # overhead: serves the runtime only, as a change of layout does
-BYTES_PER_VALUE: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 RUNTIME: Final = "(conversions of the runtime)"  # kernels that belong to no node: changes of layout and precision
-
-
-@dataclass(frozen=True, slots=True)
-class Roof:
-    """What the machine can do at most."""
-
-    flops_per_s: float  # of a matrix product in the precision of the network
-    bytes_per_s: float  # of a copy
-
-    @property
-    def ridge(self) -> float:
-        """FLOP for each byte above which arithmetic, not memory, is the limit."""
-        return self.flops_per_s / self.bytes_per_s
-
-    def least_ms(self, flops: float, num_bytes: float) -> float:
-        """The time below which work cannot be done, in milliseconds."""
-        return 1e3 * max(flops / self.flops_per_s, num_bytes / self.bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +148,7 @@ def _layer(
     if not num_bytes:
         bound: Bound = "overhead"
     else:
-        bound = "compute" if intensity >= roof.ridge else "memory"
+        bound = "memory" if roof.memory_bound(flops, num_bytes) else "compute"
     return Layer(
         name=nodes[0],
         nodes=nodes,

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
+from scaledyolo.arch.roofline import Roof
 from scaledyolo.bench.entrants import Entrant, Gemms, Setting, network_job
 from scaledyolo.bench.jobs import CopyJob, ProfileJob
 from scaledyolo.bench.process import CandidateError, Process, Worker
 from scaledyolo.bench.profile import PROFILED_ENGINES
-from scaledyolo.bench.roofline import Layer, Roof, layers_of
+from scaledyolo.bench.roofline import Layer, layers_of
 from scaledyolo.bench.rows import Row, measured
 from scaledyolo.bench.timing import interleaved_samples
 from scaledyolo.errors import ScaledYoloError

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from scaledyolo.bench.roofline import Layer, Roof
+from scaledyolo.arch.roofline import Roof
+from scaledyolo.bench.roofline import Layer
 from scaledyolo.bench.timing import Timing
 
 

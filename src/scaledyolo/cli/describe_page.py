@@ -113,13 +113,14 @@ def _stage_columns(stages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]
 
 
 def _roofline(roofline: Roofline) -> str:
-    peaks, facts = roofline.peaks, roofline.summary()
+    roof, facts = roofline.roof, roofline.summary()
+    rates = f"{roof.gflops:,.0f} GFLOP a second in a matrix product, {roof.gigabytes:,.1f} GB a second"
     measured = any(stage.measured_ms for stage in roofline.stages)
     caches = "Points are what was measured; what stays in caches can lie above the roof."
     points = caches if measured else "Points are the most that each stage can reach."
     return f"""<h2>Roofline</h2>
 <div class="frame">{roofline.svg()}</div>
-<p>{escape(peaks.machine)}: {peaks.gflops:,.0f} GFLOP a second in a matrix product, {peaks.gigabytes:,.1f} GB a second
+<p>{escape(roofline.machine.name)}: {rates}
 in a copy. Left of the ridge memory is the bound. With every stage at the roof an image takes {roofline.least_ms:,.2f}
 ms; memory bounds {facts["memory_bound_stages"]} of {len(roofline.stages)} stages. {points}</p>"""
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.groups import group_costs
-from scaledyolo.arch.roofline import Peaks, StageRoof, roofline_svg, stage_roofs
-from scaledyolo.bench.roofline import BYTES_PER_VALUE
+from scaledyolo.arch.roofline import BYTES_PER_VALUE, Roof, StageRoof, roofline_svg, stage_roofs
 from scaledyolo.errors import FormatError, UsageError
 from scaledyolo.host import usable_cores
 
@@ -22,10 +21,19 @@ _SAMPLES = 7  # the best of so many: what disturbs a measurement only adds to it
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Where a roof was measured."""
+
+    roof: Roof
+    name: str  # in words
+    precision: str  # of the matrix product
+
+
+@dataclass(frozen=True)
 class Roofline:
     """The stages of a network under the roof of a machine."""
 
-    peaks: Peaks
+    machine: Machine
     stages: tuple[StageRoof, ...]
 
     @classmethod
@@ -38,10 +46,16 @@ class Roofline:
         """
         measured: dict[str, float] = {}
         if source == NOW:
-            peaks = measure_peaks()
+            machine = measure_machine()
         else:
-            peaks, measured = read_peaks(Path(source), graph, (height, width))
-        return cls(peaks, stage_roofs(group_costs(graph, height, width), peaks, measured))
+            machine, measured = read_machine(Path(source), graph, (height, width))
+        costs = group_costs(graph, height, width)
+        return cls(machine, stage_roofs(costs, machine.roof, measured, precision=machine.precision))
+
+    @property
+    def roof(self) -> Roof:
+        """That of the machine."""
+        return self.machine.roof
 
     @property
     def least_ms(self) -> float:
@@ -51,10 +65,10 @@ class Roofline:
     def summary(self) -> dict[str, Any]:
         """The figures of the machine and of the whole network as plain values."""
         return {
-            "machine": self.peaks.machine,
-            "gflops_per_second": round(self.peaks.gflops, 3),
-            "gigabytes_per_second": round(self.peaks.gigabytes, 3),
-            "ridge": round(self.peaks.ridge, 3),
+            "machine": self.machine.name,
+            "gflops_per_second": round(self.roof.gflops, 3),
+            "gigabytes_per_second": round(self.roof.gigabytes, 3),
+            "ridge": round(self.roof.ridge, 3),
             "least_ms": round(self.least_ms, 4),
             "memory_bound_stages": sum(stage.memory_bound for stage in self.stages),
         }
@@ -71,18 +85,18 @@ class Roofline:
         """Two lines for people."""
         facts, stages = self.summary(), len(self.stages)
         return (
-            f"  roofline          {self.peaks.gflops:,.1f} GFLOP/s, {self.peaks.gigabytes:,.1f} GB/s, ridge at "
-            f"{self.peaks.ridge:.1f} FLOP for each byte ({self.peaks.machine})\n"
+            f"  roofline          {self.roof.gflops:,.1f} GFLOP/s, {self.roof.gigabytes:,.1f} GB/s, ridge at "
+            f"{self.roof.ridge:.1f} FLOP for each byte ({self.machine.name})\n"
             f"                    an image takes {self.least_ms:,.2f} ms at least; memory bounds "
             f"{facts['memory_bound_stages']} of {stages} stages"
         )
 
     def svg(self) -> str:
         """The drawing."""
-        return roofline_svg(self.stages, self.peaks)
+        return roofline_svg(self.stages, self.roof)
 
 
-def measure_peaks() -> Peaks:
+def measure_machine() -> Machine:
     """The best of a few matrix products and copies on all cores of this machine, in float32; takes a few seconds."""
     from scaledyolo.bench.jobs import CopyJob, GemmJob
     from scaledyolo.bench.machine import CopyCandidate, gemm_candidate
@@ -91,11 +105,11 @@ def measure_peaks() -> Peaks:
     library = "openvino" if importlib.util.find_spec("openvino") else "numpy"
     product = gemm_candidate(GemmJob(library, "cpu", "float32", cores))
     copy = CopyCandidate(CopyJob(cores))
-    return Peaks(
-        gflops=product.facts()["flops"] / _best_ms(product) / 1e6,
-        gigabytes=copy.facts()["bytes"] / _best_ms(copy) / 1e6,
-        machine=f"{cores} {'core' if cores == 1 else 'cores'} of {platform.machine()}, float32",
+    roof = Roof(
+        flops_per_s=1e3 * product.facts()["flops"] / _best_ms(product),
+        bytes_per_s=1e3 * copy.facts()["bytes"] / _best_ms(copy),
     )
+    return Machine(roof, f"{cores} {'core' if cores == 1 else 'cores'} of {platform.machine()}, float32", "float32")
 
 
 def _best_ms(candidate: Any) -> float:
@@ -103,8 +117,8 @@ def _best_ms(candidate: Any) -> float:
     return min(float(candidate.sample()["ms"]) for _ in range(_SAMPLES))
 
 
-def read_peaks(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Peaks, dict[str, float]]:
-    """Peaks from a file that `scaledyolo bench --layers --json` wrote; with the milliseconds of an image in each node
+def read_machine(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Machine, dict[str, float]]:
+    """The roof in a file that `scaledyolo bench --layers --json` wrote; with the milliseconds of an image in each node
     where the file has a row for this network at this size, (height, width) in pixels.
 
     Raises:
@@ -121,17 +135,16 @@ def read_peaks(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Peaks, 
         fitting = [row for row in rows if _is_of(row, names, size)]
         row = (fitting or rows)[0]
         threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
-        peaks = Peaks(
-            gflops=float(row["roof"]["flops_per_s"]) / 1e9,
-            gigabytes=float(row["roof"]["bytes_per_s"]) / 1e9,
-            machine=f"{threads} of a {row['device']}, {row['precision']}, {row['engine']}",
-            value_bytes=BYTES_PER_VALUE[row["precision"]],
+        machine = Machine(
+            roof=Roof(float(row["roof"]["flops_per_s"]), float(row["roof"]["bytes_per_s"])),
+            name=f"{threads} of a {row['device']}, {row['precision']}, {row['engine']}",
+            precision=row["precision"],
         )
-        if peaks.gflops <= 0 or peaks.gigabytes <= 0:
-            raise ValueError("a peak of nothing")
+        if machine.precision not in BYTES_PER_VALUE:
+            raise ValueError(f"precision {machine.precision!r}")
         layers = row["layers"] if fitting else []
-        return peaks, {str(layer["name"]): float(layer["ms"]) / row["batch"] for layer in layers}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return machine, {str(layer["name"]): float(layer["ms"]) / row["batch"] for layer in layers}
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise FormatError(f"{path}: no figures of `scaledyolo bench --layers --json` ({error!r})") from None
 
 
