@@ -324,9 +324,9 @@ def test_the_times_of_all_lanes_are_counted(colours, folder: Path) -> None:
     assert detector.times.images == 22
 
 
-def test_threads_are_the_lanes(colours) -> None:
-    assert Detector(colours.checkpoint, engine="onnxruntime", threads=5).for_throughput().lanes == 5
-    assert Detector(colours.checkpoint, engine="onnxruntime").lanes >= 1
+def test_each_thread_has_two_lanes(colours) -> None:
+    assert Detector(colours.checkpoint, engine="onnxruntime", threads=5).for_throughput().lanes == 10
+    assert Detector(colours.checkpoint, engine="onnxruntime").lanes >= 2
 
 
 # -- the command line ----------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 RgbImage = npt.NDArray[np.uint8]
 
 STAGES = ("resize", "network", "decode", "suppress")
+LANES_FOR_EACH_CORE: Final = 2  # while one lane waits for the other, or for Python, the core has a second to go on with
 MAX_LANES: Final = 32  # images in work at once; beyond, memory costs more than threads gain
 
 
@@ -278,7 +279,7 @@ class Detector:
         """Threads from which to call a detector :meth:`for_throughput`."""
         from scaledyolo.host import usable_cores
 
-        return min(self.threads or usable_cores(), MAX_LANES)
+        return min(LANES_FOR_EACH_CORE * (self.threads or usable_cores()), MAX_LANES)
 
     def _decode(self, outputs: Sequence[Sequence[npt.NDArray[Any]]]) -> list[tuple[Candidates, ...]]:
         """For each image the candidates of each view, from the outputs of each view."""
