@@ -17,7 +17,7 @@ from scaledyolo.data import order as ordering
 from scaledyolo.data.augment import NO_AUGMENTATION, AugmentConfig
 from scaledyolo.data.cache import ImageSource, fit_long_side
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.data.loader import Batch, EvaluationLoader, LoaderConfig, TrainLoader
+from scaledyolo.data.loader import Batch, LoaderConfig, TrainLoader
 from scaledyolo.data.order import Shard
 from scaledyolo.data.preview import preview_sheet
 from scaledyolo.data.sample import Sample
@@ -57,7 +57,7 @@ def assert_equal(first: list[Batch], second: list[Batch]) -> None:
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.images, other.images)
         np.testing.assert_array_equal(one.targets, other.targets)
-        np.testing.assert_array_equal(one.image_ids, other.image_ids)
+        np.testing.assert_array_equal(one.indices, other.indices)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
@@ -114,19 +114,6 @@ def test_shards_are_equal_and_cover_everything(images: int, batch: int, world: i
     if rectangular:
         frames = [[plan.frame for plan in part] for part in plans]
         assert all(frame == frames[0] for frame in frames)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.booleans())
-def test_evaluation_sees_every_image_exactly_once(images: int, batch: int, world: int, rectangular: bool) -> None:
-    aspects = np.random.default_rng(images).uniform(0.5, 2, images)
-    seen = [
-        index
-        for rank in range(world)
-        for plan in ordering.evaluation_batches(aspects, batch, 64, 32, Shard(rank, world), rectangular=rectangular)
-        for index in plan.indices.tolist()
-    ]
-    assert sorted(seen) == list(range(images))
 
 
 def test_targets_are_fractions_of_the_right_image(source: ImageSource) -> None:
@@ -198,23 +185,6 @@ def test_stopping_early_leaves_no_thread(source: ImageSource) -> None:
     assert not [thread for thread in threading.enumerate() if "scaledyolo-data" in thread.name]
     assert cv2.getNumThreads() == threads
     assert loader.wait_seconds > 0
-
-
-@pytest.mark.parametrize(("rectangular", "pad"), [(True, 0.5), (True, 0.0), (False, 0.5)])
-def test_evaluation_boxes_come_back_to_the_file(dataset: Dataset, rectangular: bool, pad: float) -> None:
-    loader = EvaluationLoader(ImageSource(dataset, SIZE, smooth=True), CONFIG, rectangular=rectangular, pad=pad)
-    seen = []
-    for batch in loader:
-        _, _, height, width = batch.images.shape
-        assert height % 32 == width % 32 == 0
-        for slot, (index, placed) in enumerate(zip(batch.indices.tolist(), batch.placements, strict=True)):
-            seen.append(index)
-            rows = batch.targets[batch.targets[:, 0] == slot]
-            centre, half = rows[:, 2:4] * (width, height), rows[:, 4:6] * (width, height) / 2
-            back = placed.undo(np.concatenate([centre - half, centre + half], axis=1), clip=False)
-            np.testing.assert_allclose(back, dataset.objects(index)[0], atol=1e-3)
-    assert sorted(seen) == list(range(11))
-    assert len(loader) == len(loader.plans)
 
 
 def test_wrong_loader_settings() -> None:

@@ -39,14 +39,12 @@ def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:
     return max(height * size // longest, 1), max(width * size // longest, 1)
 
 
-def resize_long_side(image: npt.NDArray[np.uint8], size: int, *, smooth: bool) -> npt.NDArray[np.uint8]:
-    """Resize to the long side ``size``; smooth averages areas when shrinking (evaluation), else bilinear."""
+def resize_long_side(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Resize to the long side ``size``, bilinear (specification 4.1)."""
     height, width = fit_long_side(image.shape[0], image.shape[1], size)
     if (height, width) == image.shape[:2]:
         return image
-    shrinking = height < image.shape[0] or width < image.shape[1]
-    how = cv2.INTER_AREA if smooth and shrinking else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 class ImageStore:
@@ -138,18 +136,16 @@ class ImageSource:
         *,
         cache: CacheKind = "none",
         folder: str | Path | None = None,
-        smooth: bool = False,
     ) -> None:
         self.dataset = dataset
         self.size = size
-        self.smooth = smooth
         sizes = dataset.annotations.sizes.astype(np.int64)
         if size is not None:
             longest = sizes.max(axis=1, keepdims=True, initial=1)
             sizes = np.maximum(sizes * size // longest, 1)
         self._shapes = sizes
         self._offsets, self._boxes, self._class_ids = self._scaled_objects()
-        made = f"long side {size} {'smooth' if smooth else 'linear'}"
+        made = f"long side {size} linear"
         self.store = ImageStore(sizes, cache, key=lambda: content_key(dataset, made), folder=folder)
 
     def __len__(self) -> int:
@@ -193,7 +189,7 @@ class ImageSource:
 
     def _load(self, index: int) -> npt.NDArray[np.uint8]:
         image = self.dataset.load_image(index)
-        return image if self.size is None else resize_long_side(image, self.size, smooth=self.smooth)
+        return image if self.size is None else resize_long_side(image, self.size)
 
 
 def _checksum(slot: npt.NDArray[np.uint8]) -> int:

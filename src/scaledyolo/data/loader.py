@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, prepared by threads while the network computes.
+"""Batches for training, prepared by threads while the network computes.
 
 Threads, not processes: OpenCV and the copying of arrays release Python's lock, images are shared without pickling, one
 cache serves all, and nothing is left behind when a run is killed. Results depend on (seed, epoch, position) alone, so
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from scaledyolo.data import order as ordering
 from scaledyolo.data.augment import AugmentConfig, Augmenter
 from scaledyolo.data.cache import ImageSource
-from scaledyolo.data.letterbox import Placement, letterbox, split_planes
+from scaledyolo.data.letterbox import split_planes
 from scaledyolo.data.order import BatchPlan, Shard
 from scaledyolo.data.sample import Sample, Transform
 from scaledyolo.errors import DataError, ScaledYoloError, UsageError
@@ -31,16 +31,13 @@ class Batch:
     """What a step gets.
 
     images: (B, 3, H, W) uint8 RGB, contiguous. targets: (n, 6) float32 rows of image index within the batch, class,
-    cx, cy, w, h as fractions of the image. indices: (B,) of the data set. image_ids: (B,). positions: (B,) places in
-    the epoch. placements: where each source image lies (evaluation only).
+    cx, cy, w, h as fractions of the image. indices: (B,) of the data set. positions: (B,) places in the epoch.
     """
 
     images: npt.NDArray[np.uint8]
     targets: npt.NDArray[np.float32]
     indices: npt.NDArray[np.int64]
-    image_ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
-    placements: tuple[Placement, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -138,11 +135,11 @@ class TrainLoader:
             chosen = chosen.without_mixing()
         augmenter = Augmenter(self.source.sample, len(self.source), self.config.size, chosen, self.transform)
 
-        def make(plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8]) -> _Made:
+        def make(plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
             rng = ordering.sample_generator(self.config.seed, epoch, int(plan.positions[slot]))
             sample = augmenter(int(plan.indices[slot]), rng, frame=plan.frame, zoom=plan.zoom)
             split_planes(sample.image, planes)
-            return _Made(_normalised_rows(sample, slot), None)
+            return _normalised_rows(sample, slot)
 
         plans = self.plan(epoch, weights)[start_batch:]
         return _run(plans, make, self.source, self.config.workers, self.config.prefetch, self._count_wait)
@@ -151,73 +148,8 @@ class TrainLoader:
         self.wait_seconds += seconds
 
 
-class EvaluationLoader:
-    """Every image once, letterboxed, with the placements that bring boxes back (specification 4.1).
-
-    rectangular: per-batch shapes with ``pad`` (.5 alone, 0 during training), else square. The source should be made
-    with smooth=True (area interpolation) and the same size.
-    """
-
-    def __init__(
-        self,
-        source: ImageSource,
-        config: LoaderConfig,
-        *,
-        rectangular: bool = True,
-        pad: float = 0.5,
-        shard: Shard | None = None,
-    ) -> None:
-        self.source = source
-        self.config = config
-        self.wait_seconds = 0.0
-        self.plans = ordering.evaluation_batches(
-            _aspects(source),
-            config.batch_size,
-            config.size,
-            config.stride,
-            shard or Shard(),
-            rectangular=rectangular,
-            pad=pad,
-        )
-
-    def __len__(self) -> int:
-        return len(self.plans)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _run(self.plans, self._make, self.source, self.config.workers, self.config.prefetch, self._count_wait)
-
-    def _make(self, plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8]) -> _Made:
-        index = int(plan.indices[slot])
-        sample = self.source.sample(index)
-        # An image with the long side of the source is bordered, never enlarged a second time.
-        canvas, placed = letterbox(sample.image, *plan.frame, scale_up=self.source.size is None)
-        split_planes(canvas, planes)
-        boxes = np.asarray(placed.apply(sample.boxes_xyxy), np.float32)
-        rows = _normalised_rows(replace(sample, image=canvas, boxes_xyxy=boxes), slot)
-        return _Made(rows, self._from_file(index, sample, placed))
-
-    def _from_file(self, index: int, sample: Sample, placed: Placement) -> Placement:
-        """The placement relative to the file's own pixels, before the source resized it."""
-        height, width = self.source.dataset.annotations.sizes[index].tolist()
-        return replace(
-            placed,
-            scale_x=placed.scale_x * sample.width / width,
-            scale_y=placed.scale_y * sample.height / height,
-            source_height=height,
-            source_width=width,
-        )
-
-    def _count_wait(self, seconds: float) -> None:
-        self.wait_seconds += seconds
-
-
-@dataclass(frozen=True, eq=False)
-class _Made:
-    rows: npt.NDArray[np.float32]
-    placement: Placement | None
-
-
-_Maker = Callable[[BatchPlan, int, npt.NDArray[np.uint8]], _Made]
+# Writes one sample into its planes; returns the rows of its targets.
+_Maker = Callable[[BatchPlan, int, npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 
 
 def _run(
@@ -233,15 +165,15 @@ def _run(
         for plan in plans:
             started = time.perf_counter()
             images = _buffer(plan)
-            made = [_guarded(make, plan, slot, images[slot], source) for slot in range(len(plan.indices))]
+            rows = [_guarded(make, plan, slot, images[slot], source) for slot in range(len(plan.indices))]
             count_wait(time.perf_counter() - started)
-            yield _collate(plan, images, made, source)
+            yield _collate(plan, images, rows)
         return
     # The batch is parallel over images; threads inside OpenCV would only fight over the same cores.
     opencv_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="scaledyolo-data")
-    waiting: deque[tuple[BatchPlan, npt.NDArray[np.uint8], list[Future[_Made]]]] = deque()
+    waiting: deque[tuple[BatchPlan, npt.NDArray[np.uint8], list[Future[npt.NDArray[np.float32]]]]] = deque()
     remaining = iter(plans)
 
     def submit() -> None:
@@ -258,17 +190,19 @@ def _run(
         while waiting:
             plan, images, jobs = waiting.popleft()
             started = time.perf_counter()
-            made = [job.result() for job in jobs]
+            rows = [job.result() for job in jobs]
             count_wait(time.perf_counter() - started)
             submit()
-            yield _collate(plan, images, made, source)
+            yield _collate(plan, images, rows)
     finally:
         # Also on break, error or garbage collection: what has not begun is dropped, what has is waited for.
         pool.shutdown(wait=True, cancel_futures=True)
         cv2.setNumThreads(opencv_threads)
 
 
-def _guarded(make: _Maker, plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8], source: ImageSource) -> _Made:
+def _guarded(
+    make: _Maker, plan: BatchPlan, slot: int, planes: npt.NDArray[np.uint8], source: ImageSource
+) -> npt.NDArray[np.float32]:
     """Make one sample; an error says for which image, since mosaics and threads hide it."""
     try:
         return make(plan, slot, planes)
@@ -284,15 +218,8 @@ def _buffer(plan: BatchPlan) -> npt.NDArray[np.uint8]:
     return np.empty((len(plan.indices), 3, height, width), np.uint8)
 
 
-def _collate(plan: BatchPlan, images: npt.NDArray[np.uint8], made: Sequence[_Made], source: ImageSource) -> Batch:
-    return Batch(
-        images=images,
-        targets=np.concatenate([item.rows for item in made]),
-        indices=plan.indices,
-        image_ids=source.dataset.annotations.image_ids[plan.indices],
-        positions=plan.positions,
-        placements=tuple(item.placement for item in made if item.placement is not None),
-    )
+def _collate(plan: BatchPlan, images: npt.NDArray[np.uint8], rows: Sequence[npt.NDArray[np.float32]]) -> Batch:
+    return Batch(images=images, targets=np.concatenate(rows), indices=plan.indices, positions=plan.positions)
 
 
 def _normalised_rows(sample: Sample, slot: int) -> npt.NDArray[np.float32]:

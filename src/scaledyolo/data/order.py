@@ -6,7 +6,6 @@ batch b thus see together exactly what one process with batch 2b sees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,34 +129,6 @@ def multi_scale_zooms(
 def grown_share(epoch: int, first: float, epochs: int) -> float:
     """Share of the full side in an epoch: from ``first`` in epoch 0 evenly to 1 in epoch ``epochs`` and after."""
     return 1.0 if epoch >= epochs else first + (1.0 - first) * epoch / epochs
-
-
-def evaluation_batches(
-    aspects: npt.NDArray[np.float64],
-    batch_size: int,
-    size: int,
-    stride: int,
-    shard: Shard,
-    *,
-    rectangular: bool = True,
-    pad: float = 0.5,
-) -> list[BatchPlan]:
-    """Every image exactly once over all processes, none repeated; processes may get one batch more or less.
-
-    rectangular: batches of like aspect (specification 4.1), else size x size in file order.
-    """
-    order = np.argsort(aspects, kind="stable") if rectangular else np.arange(len(aspects))
-    groups: Sequence[npt.NDArray[np.int64]] = [
-        order[start : start + batch_size].astype(np.int64) for start in range(0, len(order), batch_size)
-    ]
-    return [
-        BatchPlan(
-            members,
-            members,
-            rectangle_for_batch(aspects[members], size, stride, pad=pad) if rectangular else (size, size),
-        )
-        for members in groups[shard.rank :: shard.world_size]
-    ]
 
 
 def _slice(members: npt.NDArray[np.int64], shard: Shard) -> npt.NDArray[np.int64]:
