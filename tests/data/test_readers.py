@@ -15,7 +15,7 @@ from scaledyolo.data.dataset import Dataset, concatenate, select_by_list, split_
 from scaledyolo.data.formats import open_dataset, recognise
 from scaledyolo.data.voc import read_voc
 from scaledyolo.data.yolo_txt import label_file, read_yolo_folder, read_yolo_yaml
-from scaledyolo.errors import DataError, UsageError
+from scaledyolo.errors import DataError, FormatError, UsageError
 
 HEIGHT, WIDTH = 40, 50
 
@@ -167,6 +167,45 @@ def test_yolo_without_yaml_counts_classes_over_all_splits(yolo: Path) -> None:
     assert len(read_yolo_folder(yolo / "valid", names=list("abcde")).names) == 5
 
 
+def test_files_of_windows_lose_no_row_and_no_image(yolo: Path) -> None:
+    """A byte order mark and CRLF line ends change nothing that is read."""
+    expected = open_dataset(yolo).annotations.boxes_xyxy
+    for path in (yolo / "train" / "labels" / "a.txt", yolo / "data.yaml"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    dataset = open_dataset(yolo)
+    assert problems(dataset) == []
+    np.testing.assert_array_equal(dataset.annotations.boxes_xyxy, expected)
+    (yolo / "wanted.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n")
+    assert len(select_by_list(dataset, yolo / "wanted.txt")) == 2
+    (yolo / "listed.txt").write_bytes(b"\xef\xbb\xbftrain/images/a.jpg\r\n")
+    write(yolo / "data.yaml", "train: listed.txt\nnames: [cat, dog]\n")
+    np.testing.assert_array_equal(open_dataset(yolo).annotations.boxes_xyxy, expected)
+    (yolo / "data.yaml").unlink()
+    (yolo / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
+    assert open_dataset(yolo).names == ("cat", "dog")
+
+
+def test_an_empty_line_between_class_names_is_refused_since_it_would_move_the_ids(yolo: Path) -> None:
+    (yolo / "data.yaml").unlink()
+    write(yolo / "classes.txt", "cat\n\ndog\n")
+    with pytest.raises(FormatError, match=r"classes.txt:2: empty line"):
+        open_dataset(yolo)
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ("2 0.5 0.5 0.2 0.2", "do the ids count from 1?"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "score of a detector"),
+        ("0,0.5,0.5,0.2,0.2", "spaces in place of the commas"),
+    ],
+)
+def test_usual_slips_in_rows_are_told_by_name(yolo: Path, row: str, hint: str) -> None:
+    write(yolo / "train" / "labels" / "a.txt", row)
+    (problem,) = open_dataset(yolo).report.problems
+    assert hint in problem.reason
+
+
 @pytest.fixture
 def coco(tmp_path: Path) -> dict[str, Any]:
     write_image(tmp_path / "train" / "x.jpg")
@@ -241,6 +280,14 @@ def test_coco_images_missing_mismatched_or_repeated(tmp_path: Path, coco: dict[s
         ("missing-field", "images[4]"),
     ]
     assert dataset.annotations.sizes.tolist() == [[HEIGHT, WIDTH]] * 2
+
+
+def test_coco_with_a_byte_order_mark_is_recognised(tmp_path: Path, coco: dict[str, Any]) -> None:
+    for path in tmp_path.glob("**/*.json"):
+        path.unlink()
+    (tmp_path / "train.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(coco).encode())
+    assert recognise(tmp_path) == "coco"
+    assert len(read_coco(tmp_path / "train.json")) > 0
 
 
 def test_coco_that_is_not_coco(tmp_path: Path) -> None:

@@ -204,9 +204,9 @@ def select_by_list(dataset: Dataset, list_file: str | Path) -> Dataset:
         DataError: the file cannot be read, or names an image that is not there or stands for several.
     """
     try:
-        lines = Path(list_file).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{list_file}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+        lines = Path(list_file).read_text("utf-8-sig", "surrogateescape").splitlines()
+    except OSError as error:
+        raise DataError(f"{list_file}: {error.strerror}") from None
     by_name: dict[str, set[int]] = {}
     for index, path in enumerate(dataset.annotations.paths):
         for key in {Path(path).stem, os.path.basename(path), path}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -165,7 +166,7 @@ def _looks_like_coco(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(65536)
     keys = (b'"images"', b'"annotations"', b'"categories"', b'"info"', b'"licenses"')
-    return head.lstrip().startswith(b"{") and any(key in head for key in keys)
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") and any(key in head for key in keys)
 
 
 def _yolo_folders(folder: Path) -> dict[str, Path]:

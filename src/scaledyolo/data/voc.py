@@ -85,7 +85,7 @@ def _split_stems(folder: Path, split: str | None, report: Report) -> dict[str, t
         known = available_splits(folder)
         raise DataError(f"{path}: no such split; found are {', '.join(known) or 'none'}.{nearest(split, known)}")
     stems: dict[str, tuple[object, int]] = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig", "surrogateescape").splitlines(), start=1):
         words = line.split()
         if not words:
             continue

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from scaledyolo.classes import read_names
 from scaledyolo.data.annotations import AnnotationBuilder
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.image_files import ImageCheck, check_image, is_image
@@ -22,6 +23,7 @@ SPLIT_SYNONYMS = {"val": ("val", "valid", "validation"), "valid": ("valid", "val
 _NAME_FILES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
 # A fraction beyond this is a pixel coordinate by mistake, not a box that sticks out.
 _LARGEST_FRACTION = 2.0
+_WITH_SCORE = 6  # columns of a row that a detector wrote
 
 
 def read_yolo_yaml(
@@ -72,7 +74,7 @@ def read_yolo_folder(
 def load_yaml(yaml_file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; DataError with line and column if it is malformed."""
     try:
-        content = yaml.safe_load(yaml_file.read_text("utf-8"))
+        content = yaml.safe_load(yaml_file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{yaml_file}: no such file") from None
     except yaml.MarkedYAMLError as error:
@@ -120,8 +122,7 @@ def names_beside(folder: Path) -> tuple[str, ...] | None:
     for base in (folder, folder.parent):
         for candidate in _NAME_FILES:
             if (base / candidate).is_file():
-                lines = (base / candidate).read_text("utf-8").splitlines()
-                return tuple(line.strip() for line in lines if line.strip())
+                return read_names(base / candidate)
     return None
 
 
@@ -133,7 +134,8 @@ def infer_names(folders: Sequence[Path]) -> tuple[str, ...]:
         for path, _, _ in _list_images(inner if inner.is_dir() else folder, folder):
             labels = label_file(path)
             if labels.is_file():
-                first = [line.split()[0] for line in labels.read_text("utf-8", "replace").splitlines() if line.strip()]
+                lines = labels.read_text("utf-8-sig", "replace").splitlines()
+                first = [line.split()[0] for line in lines if line.strip()]
                 highest = max([highest, *(int(word) for word in first if word.isascii() and word.isdigit())])
     return tuple(f"class{number}" for number in range(highest + 1))
 
@@ -154,7 +156,7 @@ def _list_images(place: Path, root: Path) -> list[tuple[Path, object, object]]:
             raise DataError(f"{place}: contains no images; accepted are jpg, png, bmp, webp and tiff files")
         return [(path, path, "") for path in found]
     images: list[tuple[Path, object, object]] = []
-    for number, line in enumerate(place.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(place.read_text("utf-8-sig", "surrogateescape").splitlines(), start=1):
         if line.strip():
             stated = Path(line.strip())
             beside = place.parent / stated
@@ -202,7 +204,8 @@ def _read_labels(path: Path, height: int, width: int, num_classes: int | None, r
     if not path.is_file():
         return []  # an image without a label file is background
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Editors on Windows begin a file with a byte order mark, which would spoil its first number.
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         report.add("malformed", path, "", f"label file cannot be read: {error}")
         return []
@@ -225,6 +228,10 @@ def _read_row(
     polygon = len(columns) >= 7 and len(columns) % 2 == 1
     if len(columns) != 5 and not polygon:
         reason = f"expected 5 columns (class cx cy w h) or a polygon, found {len(columns)}"
+        if len(columns) == _WITH_SCORE:
+            reason += "; is the last one the score of a detector? Then take it away"
+        elif len(columns) == 1 and len(columns[0].split(",")) > 1:
+            reason += "; put spaces in place of the commas"
         report.add("column-count", path, number, reason)
         return None
     try:
@@ -235,7 +242,8 @@ def _read_row(
     label, *places = values
     if not label.is_integer() or label < 0 or (num_classes is not None and label >= num_classes):
         allowed = f"0 to {num_classes - 1}" if num_classes else "a whole number from 0"
-        report.add("wrong-class", path, number, f"class is {columns[0]}, allowed is {allowed}")
+        hint = "; do the ids count from 1? They begin at 0" if label == num_classes else ""
+        report.add("wrong-class", path, number, f"class is {columns[0]}, allowed is {allowed}{hint}")
         return None
     if max(places) > _LARGEST_FRACTION:
         reason = f"coordinates must be fractions of the image, found {max(places):g}; are these pixels?"
