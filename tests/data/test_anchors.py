@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scaledyolo.data import anchors
 from scaledyolo.data.formats import open_dataset
-from scaledyolo.errors import DataError, UsageError
+from scaledyolo.errors import DataError
 
 # YOLOv4's anchors (specification, table of anchor sets).
 YOLOV4 = [(12, 16), (19, 36), (40, 28), (36, 75), (76, 55), (72, 146), (142, 110), (192, 243), (459, 401)]
@@ -53,15 +53,6 @@ def test_refinement_never_gets_worse_and_repeats_itself() -> None:
     again = anchors.refine_anchors(labels, start, np.random.default_rng(0), generations=200)
     np.testing.assert_array_equal(better, again)
     assert (np.diff(better.prod(axis=1)) >= 0).all()
-
-
-def test_small_anchors_go_to_fine_levels() -> None:
-    levels = anchors.assign_to_levels(YOLOV4[::-1], [32, 8, 16])
-    assert list(levels) == [8, 16, 32]
-    np.testing.assert_array_equal(levels[8], YOLOV4[:3])
-    np.testing.assert_array_equal(levels[32], YOLOV4[6:])
-    with pytest.raises(UsageError, match="shared equally"):
-        anchors.assign_to_levels(YOLOV4, [8, 16])
 
 
 def test_too_few_boxes() -> None:

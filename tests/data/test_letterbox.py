@@ -11,38 +11,30 @@ from hypothesis import strategies as st
 from scaledyolo.data.letterbox import (
     images_to_input,
     letterbox,
-    minimum_rectangle,
     place_letterbox,
     rectangle_for_batch,
     stretch,
 )
 from scaledyolo.errors import UsageError
 
+# Source and canvas (height, width) in pixels; borders above, below, to the left and to the right.
 GOLDEN = [
-    ((480, 640), 640, 32, (480, 640), (0, 0, 0, 0)),
-    ((480, 640), 640, 64, (512, 640), (16, 16, 0, 0)),
-    ((480, 640), 640, 128, (512, 640), (16, 16, 0, 0)),
-    ((427, 640), 640, 32, (448, 640), (10, 11, 0, 0)),
-    ((427, 640), 640, 64, (448, 640), (10, 11, 0, 0)),
-    ((720, 1280), 896, 128, (512, 896), (4, 4, 0, 0)),
-    ((720, 1280), 1280, 128, (768, 1280), (24, 24, 0, 0)),
-    ((720, 1280), 1536, 128, (896, 1536), (16, 16, 0, 0)),
-    ((375, 500), 416, 32, (320, 416), (4, 4, 0, 0)),
-    ((1080, 810), 640, 32, (640, 480), (0, 0, 0, 0)),
+    ((480, 640), (480, 640), (0, 0, 0, 0)),
+    ((480, 640), (512, 640), (16, 16, 0, 0)),
+    ((480, 640), (512, 640), (16, 16, 0, 0)),
+    ((427, 640), (448, 640), (10, 11, 0, 0)),
+    ((427, 640), (448, 640), (10, 11, 0, 0)),
+    ((720, 1280), (512, 896), (4, 4, 0, 0)),
+    ((720, 1280), (768, 1280), (24, 24, 0, 0)),
+    ((720, 1280), (896, 1536), (16, 16, 0, 0)),
+    ((375, 500), (320, 416), (4, 4, 0, 0)),
+    ((1080, 810), (640, 480), (0, 0, 0, 0)),
 ]
 
 
-@pytest.mark.parametrize(("source", "size", "stride", "expected", "pads"), GOLDEN)
-def test_minimum_rectangle_golden(
-    source: tuple[int, int],
-    size: int,
-    stride: int,
-    expected: tuple[int, int],
-    pads: tuple[int, int, int, int],
-) -> None:
-    shape = minimum_rectangle(*source, size, size, stride)
-    assert shape == expected
-    placed = place_letterbox(*source, *shape)
+@pytest.mark.parametrize(("source", "canvas", "pads"), GOLDEN)
+def test_borders_golden(source: tuple[int, int], canvas: tuple[int, int], pads: tuple[int, int, int, int]) -> None:
+    placed = place_letterbox(*source, *canvas)
     assert (placed.pad_top, placed.pad_bottom, placed.pad_left, placed.pad_right) == pads
 
 
@@ -71,11 +63,11 @@ sides = st.integers(2, 3000)
 
 
 @settings(deadline=None)
-@given(sides, sides, st.integers(32, 1536), st.integers(32, 1536), st.booleans(), st.data())
+@given(sides, sides, st.integers(32, 1536), st.integers(32, 1536), st.data())
 def test_apply_then_undo_returns_the_boxes(
-    source_height: int, source_width: int, height: int, width: int, scale_up: bool, data: st.DataObject
+    source_height: int, source_width: int, height: int, width: int, data: st.DataObject
 ) -> None:
-    placed = place_letterbox(source_height, source_width, height, width, scale_up=scale_up)
+    placed = place_letterbox(source_height, source_width, height, width)
     xs = sorted(data.draw(st.lists(st.floats(0, source_width), min_size=2, max_size=2)))
     ys = sorted(data.draw(st.lists(st.floats(0, source_height), min_size=2, max_size=2)))
     boxes = np.array([[xs[0], ys[0], xs[1], ys[1]]])
@@ -98,12 +90,10 @@ def test_float32_round_trip_within_a_thousandth_of_a_pixel(height: int, width: i
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64), st.integers(1, 64), st.booleans())
-def test_pixels_equal_resize_and_border(
-    source_height: int, source_width: int, height: int, width: int, scale_up: bool
-) -> None:
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64), st.integers(1, 64))
+def test_pixels_equal_resize_and_border(source_height: int, source_width: int, height: int, width: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (source_height, source_width, 3), dtype=np.uint8)
-    canvas, placed = letterbox(image, height, width, scale_up=scale_up)
+    canvas, placed = letterbox(image, height, width)
     inner = (placed.content_width, placed.content_height)
     resized = image if inner == (source_width, source_height) else cv2.resize(image, inner)
     expected = cv2.copyMakeBorder(
@@ -116,13 +106,6 @@ def test_pixels_equal_resize_and_border(
         value=(114, 114, 114),
     )
     np.testing.assert_array_equal(canvas, expected)
-
-
-def test_small_images_are_left_alone_without_scale_up() -> None:
-    image = np.zeros((20, 30, 3), np.uint8)
-    canvas, placed = letterbox(image, 64, 64, scale_up=False)
-    assert (placed.scale_x, placed.scale_y) == (1.0, 1.0)
-    assert (canvas == 0).sum() == image.size
 
 
 def test_undo_clips_to_the_source_only_if_asked() -> None:
@@ -139,30 +122,20 @@ def test_stretch_maps_corners_to_corners() -> None:
     np.testing.assert_allclose(placed.undo(np.array([[0.0, 0, 48, 32]])), [[0, 0, 200, 100]])
 
 
-def test_a_given_canvas_is_written_and_returned() -> None:
-    out = np.zeros((64, 64, 3), np.uint8)
-    canvas, _ = letterbox(np.full((10, 20, 3), 7, np.uint8), 64, 64, out=out)
-    assert canvas is out
-    assert set(np.unique(out)) == {7, 114}
-    with pytest.raises(UsageError, match="needed is uint8"):
-        letterbox(np.full((10, 20, 3), 7, np.uint8), 32, 64, out=out)
-
-
 def test_empty_boxes_keep_their_shape() -> None:
     placed = place_letterbox(10, 10, 32, 32)
     assert placed.apply(np.zeros((0, 4), np.float32)).shape == (0, 4)
     assert placed.undo([]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("swap_channels", [False, True])
-def test_input_equals_opencv_blob(swap_channels: bool) -> None:
+def test_input_equals_opencv_blob() -> None:
     canvases = np.random.default_rng(1).integers(0, 256, (3, 33, 47, 3), dtype=np.uint8)
-    blob = cv2.dnn.blobFromImages(list(canvases), 1 / 255, swapRB=swap_channels)
-    ours = images_to_input(list(canvases), swap_channels=swap_channels)
+    blob = cv2.dnn.blobFromImages(list(canvases), 1 / 255)
+    ours = images_to_input(list(canvases))
     assert ours.flags.c_contiguous
     np.testing.assert_allclose(ours, blob, rtol=2e-7)
     buffer = np.empty_like(ours)
-    assert images_to_input(canvases, swap_channels=swap_channels, out=buffer) is buffer
+    assert images_to_input(canvases, out=buffer) is buffer
     np.testing.assert_array_equal(buffer, ours)
 
 

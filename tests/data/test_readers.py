@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scaledyolo.data.coco import COCO_80_TO_91, read_coco, to_coco
-from scaledyolo.data.dataset import Dataset, concatenate, select_by_list, split_by_ratio
+from scaledyolo.classes import COCO_CATEGORY_IDS
+from scaledyolo.data.coco import read_coco, to_coco
+from scaledyolo.data.dataset import Dataset, concatenate, select_by_list, select_share
 from scaledyolo.data.formats import open_dataset, recognise
 from scaledyolo.data.voc import read_voc
 from scaledyolo.data.yolo_txt import label_file, read_yolo_folder, read_yolo_yaml
@@ -300,10 +301,10 @@ def test_coco_that_is_not_coco(tmp_path: Path) -> None:
 
 
 def test_coco_class_numbering_of_the_specification() -> None:
-    assert len(COCO_80_TO_91) == 80
-    assert COCO_80_TO_91[:13] == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14)
-    assert COCO_80_TO_91[-1] == 90
-    assert not {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91} & set(COCO_80_TO_91)
+    assert len(COCO_CATEGORY_IDS) == 80
+    assert COCO_CATEGORY_IDS[:13] == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14)
+    assert COCO_CATEGORY_IDS[-1] == 90
+    assert not {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91} & set(COCO_CATEGORY_IDS)
 
 
 OBJECT = (
@@ -455,11 +456,10 @@ def test_aquarium(shared: Path) -> None:
 def test_coco_mini(shared: Path) -> None:
     val = open_dataset(shared / "data/coco_mini", "val")
     assert (len(val), val.annotations.num_boxes, int(val.annotations.crowd.sum())) == (328, 2647, 28)
-    assert val.original_ids == COCO_80_TO_91
+    assert val.original_ids == COCO_CATEGORY_IDS
     assert not val.report.problems
-    split = split_by_ratio(val, {"train": 0.8, "val": 0.2}, seed=1)
-    assert len(split["train"]) + len(split["val"]) == 328
-    assert 230 < len(split["train"]) < 290
+    most, rest = select_share(val, 0.0, 0.8, seed=1), select_share(val, 0.8, 1.0, seed=1)
+    assert len(most) + len(rest) == 328
+    assert 230 < len(most) < 290
     shuffled = val.subset(np.random.default_rng(0).permutation(328))
-    again = split_by_ratio(shuffled, {"train": 0.8, "val": 0.2}, seed=1)
-    assert set(again["val"].annotations.paths) == set(split["val"].annotations.paths)
+    assert set(select_share(shuffled, 0.8, 1.0, seed=1).annotations.paths) == set(rest.annotations.paths)

@@ -69,8 +69,6 @@ def test_undo_inverts_the_pass(height: int, width: int, scale: float, flip: bool
     content_height, content_width = one.content_size
     forward *= (content_width / width, content_height / height) * 2
     np.testing.assert_allclose(one.undo(forward), boxes, atol=1e-9)
-    # Cutting to whole pixels loses less than one pixel of the content: the nominal factor errs by less than 1 / scale.
-    assert np.abs(one.undo(forward, nominal=True) - boxes).max() <= 1 / scale + 1e-9
 
 
 def test_too_small_an_input_is_refused() -> None:

@@ -5,7 +5,6 @@ Training specification 6.5. Everything is width and height in pixels of the netw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from scipy.cluster.vq import kmeans
 
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.errors import DataError, UsageError
+from scaledyolo.errors import DataError
 
 Sizes = npt.NDArray[np.float64]
 
@@ -45,11 +44,6 @@ def label_sizes(dataset: Dataset, size: int) -> Sizes:
     ratio = size / np.maximum(notes.sizes.max(axis=1, initial=1), 1)
     scaled: Sizes = sides * np.repeat(ratio, np.diff(notes.offsets))[:, None]
     return scaled[~notes.crowd]
-
-
-def jittered(sizes_wh: Sizes, rng: np.random.Generator) -> Sizes:
-    """Labels times U(.9, 1.1), one factor per label, as the branches do before they check anchors."""
-    return sizes_wh * rng.uniform(0.9, 1.1, (len(sizes_wh), 1))
 
 
 def best_ratios(sizes_wh: Sizes, anchors_wh: Sizes) -> Sizes:
@@ -142,16 +136,6 @@ def sort_by_area(anchors_wh: npt.ArrayLike) -> Sizes:
     """Anchors (k, 2) from the smallest area to the largest."""
     anchors = np.asarray(anchors_wh, np.float64).reshape(-1, 2)
     return anchors[np.argsort(anchors.prod(axis=1), kind="stable")]
-
-
-def assign_to_levels(anchors_wh: npt.ArrayLike, strides: Sequence[int]) -> dict[int, Sizes]:
-    """Anchors sorted by area, in equal groups: the smallest to the level of the smallest stride."""
-    anchors = sort_by_area(anchors_wh)
-    if not strides or len(anchors) % len(strides):
-        raise UsageError(f"{len(anchors)} anchors cannot be shared equally by {len(strides)} levels")
-    per_level = len(anchors) // len(strides)
-    groups = anchors.reshape(len(strides), per_level, 2)
-    return dict(zip(sorted(strides), groups, strict=True))
 
 
 def _usable(sizes_wh: Sizes, count: int) -> Sizes:

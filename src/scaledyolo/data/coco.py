@@ -1,4 +1,4 @@
-"""COCO JSON in and out, and the two numberings of its classes."""
+"""COCO JSON in and out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.image_files import ImageCheck, check_image
 from scaledyolo.data.problems import Policy, RawBox, Report, accept_boxes
 from scaledyolo.errors import DataError
-
-# Training specification 5.3: the 80 classes in use have the ids 1 to 90 without these.
-_UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-COCO_80_TO_91: tuple[int, ...] = tuple(number for number in range(1, 91) if number not in _UNUSED_IDS)
 
 
 def read_coco(

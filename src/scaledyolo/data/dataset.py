@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from scaledyolo.data.annotations import Annotations, join
 from scaledyolo.data.image_files import decode
 from scaledyolo.data.problems import Report
-from scaledyolo.data.sample import Sample
 from scaledyolo.errors import DataError, UsageError
 
 
@@ -61,23 +60,12 @@ class Dataset:
             )
         return image
 
-    def training_rows(self, index: int) -> npt.NDArray[np.int64]:
-        """Rows of the boxes to learn from: all but crowds."""
-        rows = self.annotations.rows(index)
-        return np.arange(rows.start, rows.stop)[~self.annotations.crowd[rows]]
-
     def objects(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """(boxes_xyxy (n, 4) float32 in source pixels, class_ids (n,) int64) to learn from; crowds left out."""
-        rows = self.training_rows(index)
-        return (
-            self.annotations.boxes_xyxy[rows].astype(np.float32),
-            self.annotations.class_ids[rows].astype(np.int64),
-        )
-
-    def sample(self, index: int) -> Sample:
-        """Decoded image with its boxes."""
-        boxes_xyxy, class_ids = self.objects(index)
-        return Sample(self.load_image(index), boxes_xyxy, class_ids, index)
+        rows = self.annotations.rows(index)
+        wanted = ~self.annotations.crowd[rows]
+        boxes_xyxy, class_ids = self.annotations.boxes_xyxy[rows], self.annotations.class_ids[rows]
+        return boxes_xyxy[wanted].astype(np.float32), class_ids[wanted].astype(np.int64)
 
     def subset(self, indices: npt.ArrayLike) -> Dataset:
         """The data set of these images only; classes unchanged."""
@@ -177,22 +165,12 @@ def with_classes_of(dataset: Dataset, model: Dataset) -> Dataset:
     )
 
 
-def split_by_ratio(dataset: Dataset, ratios: Mapping[str, float], *, seed: int = 0) -> dict[str, Dataset]:
-    """Split by a seeded hash of each image's file name, e.g. ``{"train": .8, "val": .2}``.
-
-    The part of an image depends on its name alone: adding images never moves old ones from one part to another, and
-    the shares hold on average.
-    """
-    total = sum(ratios.values())
-    if not ratios or min(ratios.values()) < 0 or total <= 0:
-        raise UsageError(f"split ratios must be positive, found {dict(ratios)}")
-    edges = np.concatenate([[0.0], np.cumsum(list(ratios.values())) / total])
-    edges[-1] = 1.0
-    return {name: select_share(dataset, edges[k], edges[k + 1], seed=seed) for k, name in enumerate(ratios)}
-
-
 def select_share(dataset: Dataset, first: float, last: float, *, seed: int = 0) -> Dataset:
-    """The images whose seeded hash of their file name, a number in [0, 1), lies in [first, last)."""
+    """The images whose seeded hash of their file name, a number in [0, 1), lies in [first, last).
+
+    Whether an image belongs depends on its name alone: adding images never moves old ones into or out of a share, and
+    the size of the share holds on average.
+    """
     draws = np.array([_hash_to_unit(os.path.basename(path), seed) for path in dataset.annotations.paths])
     return dataset.subset(np.flatnonzero((draws >= first) & (draws < last)))
 

@@ -56,12 +56,6 @@ class Movement:
         m = self.matrix
         return bool(m[0, 1] == 0.0 and m[1, 0] == 0.0 and m[2, 0] == 0.0 and m[2, 1] == 0.0)
 
-    def zoomed(self, factor: float) -> Movement:
-        """The same movement onto an output ``factor`` times as large (multi-scale training)."""
-        if factor == 1.0:
-            return self
-        return Movement(np.diag((factor, factor, 1.0)) @ self.matrix, self.scale * factor)
-
 
 @dataclass(frozen=True, eq=False)
 class Tile:

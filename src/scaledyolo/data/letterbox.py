@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +22,6 @@ from scaledyolo.errors import UsageError
 BORDER_GREY = 114
 
 Image = npt.NDArray[np.uint8]
-Interpolation = Literal["linear", "area", "nearest"]
-_CV2_INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST}
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,7 @@ class Placement:
         return np.array((self.pad_left, self.pad_top, self.pad_left, self.pad_top), np.float64)
 
 
-def place_letterbox(
-    source_height: int, source_width: int, height: int, width: int, *, scale_up: bool = True
-) -> Placement:
+def place_letterbox(source_height: int, source_width: int, height: int, width: int) -> Placement:
     """Placement of an image of the source size, aspect kept and centred, on a canvas of (height, width).
 
     Odd borders put the larger half right and below: left = round(d - .1), right = round(d + .1)
@@ -90,8 +86,6 @@ def place_letterbox(
     """
     _require_positive(source_height, source_width, height, width)
     ratio = min(height / source_height, width / source_width)
-    if not scale_up:
-        ratio = min(ratio, 1.0)
     content_width = min(max(round(source_width * ratio), 1), width)
     content_height = min(max(round(source_height * ratio), 1), height)
     return Placement(
@@ -121,22 +115,6 @@ def place_stretch(source_height: int, source_width: int, height: int, width: int
     )
 
 
-def minimum_rectangle(
-    source_height: int, source_width: int, height: int, width: int, stride: int, *, scale_up: bool = True
-) -> tuple[int, int]:
-    """Smallest (height, width), multiples of ``stride``, that holds the image fitted into (height, width).
-
-    The "auto" mode of detection (specification 4.1): 480x640 fitted into 640x640 at stride 64 needs 512x640.
-    """
-    if stride < 1:
-        raise UsageError(f"a stride of {stride} is not possible; give the network's largest, such as 32")
-    fitted = place_letterbox(source_height, source_width, height, width, scale_up=scale_up)
-    return (
-        math.ceil(fitted.content_height / stride) * stride,
-        math.ceil(fitted.content_width / stride) * stride,
-    )
-
-
 def rectangle_for_batch(
     aspects: Sequence[float] | npt.NDArray[np.floating[Any]], size: int, stride: int, *, pad: float
 ) -> tuple[int, int]:
@@ -156,75 +134,60 @@ def rectangle_for_batch(
     return height, width
 
 
-def letterbox(
-    image: Image,
-    height: int,
-    width: int,
-    *,
-    fill: int = BORDER_GREY,
-    scale_up: bool = True,
-    interpolation: Interpolation = "linear",
-    out: Image | None = None,
-) -> tuple[Image, Placement]:
-    """Resize an image with its aspect kept and centre it on a canvas of (height, width).
+def letterbox(image: Image, height: int, width: int) -> tuple[Image, Placement]:
+    """Resize an image (h, w, 3) uint8 with its aspect kept and centre it on a grey canvas of (height, width).
 
-    image: (h, w, 3) uint8. fill: grey of the border. scale_up=False leaves small images at their size
-    (evaluation). out: canvas (height, width, 3) uint8 to write into; else a new one. Returns the canvas and
-    the placement.
+    Small images are enlarged. Returns the canvas (height, width, 3) uint8 and the placement.
+
+    Raises:
+        UsageError: another dtype or shape, or a side below one pixel.
     """
     _require_image(image)
-    placement = place_letterbox(image.shape[0], image.shape[1], height, width, scale_up=scale_up)
-    canvas = _canvas(height, width, out)
+    placement = place_letterbox(image.shape[0], image.shape[1], height, width)
+    canvas = np.empty((height, width, 3), np.uint8)
     top, left = placement.pad_top, placement.pad_left
     bottom, right = top + placement.content_height, left + placement.content_width
     # Only the border is painted: filling the whole canvas would touch every byte twice.
-    canvas[:top] = fill
-    canvas[bottom:] = fill
-    canvas[top:bottom, :left] = fill
-    canvas[top:bottom, right:] = fill
-    resize_into(image, canvas[top:bottom, left:right], interpolation)
+    canvas[:top] = BORDER_GREY
+    canvas[bottom:] = BORDER_GREY
+    canvas[top:bottom, :left] = BORDER_GREY
+    canvas[top:bottom, right:] = BORDER_GREY
+    _resize_into(image, canvas[top:bottom, left:right])
     return canvas, placement
 
 
-def stretch(
-    image: Image,
-    height: int,
-    width: int,
-    *,
-    interpolation: Interpolation = "linear",
-    out: Image | None = None,
-) -> tuple[Image, Placement]:
+def stretch(image: Image, height: int, width: int) -> tuple[Image, Placement]:
     """Resize an image to (height, width), aspect not kept (Darknet without letter_box); see `letterbox`."""
     _require_image(image)
     placement = place_stretch(image.shape[0], image.shape[1], height, width)
-    canvas = _canvas(height, width, out)
-    resize_into(image, canvas, interpolation)
+    canvas = np.empty((height, width, 3), np.uint8)
+    _resize_into(image, canvas)
     return canvas, placement
 
 
-def resize_into(image: Image, target: Image, interpolation: Interpolation = "linear") -> None:
-    """Resize ``image`` to fill ``target``, which may be a view into a larger array; no intermediate copy."""
+def _resize_into(image: Image, target: Image) -> None:
+    """Resize ``image``, bilinear, to fill ``target``, which may be a view into a larger array; no intermediate copy."""
     if image.shape == target.shape:
         target[...] = image
         return
     height, width = target.shape[:2]
-    written = cv2.resize(image, (width, height), dst=target, interpolation=_CV2_INTERPOLATION[interpolation])
+    written = cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
     # OpenCV allocates anew when it cannot use the view (one row or column has ambiguous strides).
     if written is not target:
         target[...] = written
 
 
 def images_to_input(
-    canvases: Sequence[Image] | npt.NDArray[np.uint8],
-    *,
-    swap_channels: bool = False,
-    out: npt.NDArray[np.float32] | None = None,
+    canvases: Sequence[Image] | npt.NDArray[np.uint8], *, out: npt.NDArray[np.float32] | None = None
 ) -> npt.NDArray[np.float32]:
     """Network input (B, 3, H, W) float32 in 0..1, contiguous, from canvases (H, W, 3) uint8 of one shape.
 
-    swap_channels: the canvases are BGR as OpenCV decodes them; the input is RGB either way (divided by 255, no
-    mean, no deviation: specification 4.1). out: buffer of that shape to write into. Splitting into planes and
-    then scaling them contiguously is about ten times faster than ``cv2.dnn.blobFromImages``.
+    The canvases are RGB; they are divided by 255, no mean, no deviation (specification 4.1). out: buffer of that shape
+    to write into. Splitting into planes and then scaling them contiguously is about ten times faster than
+    ``cv2.dnn.blobFromImages``.
+
+    Raises:
+        UsageError: no canvas, canvases of several shapes, or a buffer of another.
     """
     if len(canvases) == 0:
         raise UsageError("no canvas given for the network input; give at least one image")
@@ -240,26 +203,18 @@ def images_to_input(
         raise UsageError(f"the input buffer is {tensor.dtype} {tensor.shape}, needed is float32 {needed}")
     planes = np.empty((3, height, width), np.uint8)
     for index, canvas in enumerate(canvases):
-        split_planes(canvas, planes, swap_channels=swap_channels)
+        split_planes(canvas, planes)
         np.divide(planes, np.float32(255.0), out=tensor[index])
     return tensor
 
 
-def split_planes(image: Image, planes: npt.NDArray[np.uint8], *, swap_channels: bool = False) -> None:
-    """Write an image (H, W, 3) uint8 into planes (3, H, W), reversing the channel order if asked."""
-    targets = [planes[2], planes[1], planes[0]] if swap_channels else [planes[0], planes[1], planes[2]]
+def split_planes(image: Image, planes: npt.NDArray[np.uint8]) -> None:
+    """Write an image (H, W, 3) uint8 into planes (3, H, W)."""
+    targets = [planes[0], planes[1], planes[2]]
     written = cv2.split(image, targets)
     for target, plane in zip(targets, written, strict=True):
         if plane is not target:
             target[...] = plane
-
-
-def _canvas(height: int, width: int, out: Image | None) -> Image:
-    if out is None:
-        return np.empty((height, width, 3), np.uint8)
-    if out.shape != (height, width, 3) or out.dtype != np.uint8:
-        raise UsageError(f"the canvas given is {out.dtype} {out.shape}, needed is uint8 {(height, width, 3)}")
-    return out
 
 
 def _as_boxes(boxes_xyxy: npt.ArrayLike) -> npt.NDArray[np.floating[Any]]:

@@ -7,7 +7,6 @@ neither the number of workers nor a restart in mid-epoch changes a bit.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,10 +68,7 @@ class LoaderConfig:
 
 
 class TrainLoader:
-    """Endless epochs of augmented batches; ``for batch in loader.epoch(3, start_batch=17)`` resumes exactly there.
-
-    wait_seconds: time that the consumer has spent waiting for batches since the loader was made.
-    """
+    """Endless epochs of augmented batches; ``for batch in loader.epoch(3, start_batch=17)`` resumes exactly there."""
 
     def __init__(
         self,
@@ -90,7 +86,6 @@ class TrainLoader:
         self.augmentation = augmentation
         self.shard = shard or Shard()
         self.transform = transform
-        self.wait_seconds = 0.0
 
     def __len__(self) -> int:
         """Batches per epoch and process."""
@@ -142,10 +137,7 @@ class TrainLoader:
             return _normalised_rows(sample, slot)
 
         plans = self.plan(epoch, weights)[start_batch:]
-        return _run(plans, make, self.source, self.config.workers, self.config.prefetch, self._count_wait)
-
-    def _count_wait(self, seconds: float) -> None:
-        self.wait_seconds += seconds
+        return _run(plans, make, self.source, self.config.workers, self.config.prefetch)
 
 
 # Writes one sample into its planes; returns the rows of its targets.
@@ -158,15 +150,12 @@ def _run(
     source: ImageSource,
     workers: int,
     prefetch: int,
-    count_wait: Callable[[float], None],
 ) -> Iterator[Batch]:
     """Batches in the order of the plans; ``prefetch`` of them are in the making at any time."""
     if workers == 0:
         for plan in plans:
-            started = time.perf_counter()
             images = _buffer(plan)
             rows = [_guarded(make, plan, slot, images[slot], source) for slot in range(len(plan.indices))]
-            count_wait(time.perf_counter() - started)
             yield _collate(plan, images, rows)
         return
     # The batch is parallel over images; threads inside OpenCV would only fight over the same cores.
@@ -189,9 +178,7 @@ def _run(
             submit()
         while waiting:
             plan, images, jobs = waiting.popleft()
-            started = time.perf_counter()
             rows = [job.result() for job in jobs]
-            count_wait(time.perf_counter() - started)
             submit()
             yield _collate(plan, images, rows)
     finally:

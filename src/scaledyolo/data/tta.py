@@ -73,18 +73,14 @@ class TtaPass:
         padded[:content_height, :content_width] = mirrored.reshape(content_height, content_width, *canvas.shape[2:])
         return padded
 
-    def undo(self, boxes_xyxy: NDArray[np.floating[Any]], *, nominal: bool = False) -> NDArray[np.float64]:
-        """Boxes (n, 4) of the pass as boxes of the network input.
+    def undo(self, boxes_xyxy: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Boxes (n, 4) in pixels of the padded input of the pass as boxes of the network input.
 
-        Args:
-            boxes_xyxy: pixels of the padded input of the pass.
-            nominal: divide by the factor itself, as the reference does, and not by the ratio that was left after
-                cutting to whole pixels; the two differ by up to about a pixel at the far edge.
+        They are divided by the ratio that was left after cutting to whole pixels. The reference divides by the factor
+        itself; the two differ by up to about a pixel at the far edge.
         """
         content_height, content_width = self.content_size
         ratio_x, ratio_y = content_width / self.width, content_height / self.height
-        if nominal:
-            ratio_x = ratio_y = self.scale
         boxes = np.asarray(boxes_xyxy, dtype=np.float64) / (ratio_x, ratio_y, ratio_x, ratio_y)
         if self.flip:
             boxes[:, [0, 2]] = self.width - boxes[:, [2, 0]]
