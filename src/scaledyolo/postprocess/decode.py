@@ -47,6 +47,7 @@ class _Level:
     width: int
     stride_y: float  # pixels per cell
     stride_x: float
+    sides: tuple[Array, Array] | None = None  # what `anchor_sides` gives, where it lies beside the map already
 
     def column(self, values: Sequence[float]) -> Array:
         """A float32 array (len(values),) beside the map."""
@@ -55,6 +56,8 @@ class _Level:
 
     def anchor_sides(self) -> tuple[Array, Array]:
         """Widths (anchors,) and heights (anchors,) of the head's anchors in pixels."""
+        if self.sides is not None:
+            return self.sides
         widths, heights = zip(*self.detect.level_anchors, strict=True)
         return self.column(widths), self.column(heights)
 
