@@ -19,8 +19,8 @@ from scaledyolo.classes import COCO_NAMES
 from scaledyolo.cli import main
 from scaledyolo.convert.darknet_weights import write_weights
 from scaledyolo.default_model import DEFAULT, SHIPPED_FILE, TITLE_KEY, VARIABLE
-from scaledyolo.download import cache_folder
 from scaledyolo.errors import DownloadError, UsageError
+from scaledyolo.files import cache_folder
 from scaledyolo.weights import random_weights
 from scaledyolo.weights_registry import find_weights
 
@@ -60,7 +60,7 @@ def picture(tmp_path, paint, monkeypatch) -> Path:
 def download_official(network: str = "yolov4-tiny") -> None:
     """Put official weights into the cache, of the right size and random values."""
     graph = lower(ZOO[network])
-    folder = cache_folder()
+    folder = cache_folder("weights")
     folder.mkdir(parents=True)
     write_weights(folder / find_weights(network).file, graph, random_weights(graph, np.random.default_rng(0)))
 

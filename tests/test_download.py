@@ -20,7 +20,7 @@ import pytest
 
 from scaledyolo import transfer
 from scaledyolo.arch.zoo import ZOO
-from scaledyolo.download import CHECKSUM_RECORD, cache_folder, fetch
+from scaledyolo.download import CHECKSUM_RECORD, fetch
 from scaledyolo.errors import DownloadError, UsageError
 from scaledyolo.weights_registry import WeightsEntry, weights_registry
 
@@ -461,17 +461,6 @@ def test_processes_fetch_once(server: Server, tmp_path: Path) -> None:
     assert [process.wait(60) for process in running] == [0, 0, 0]
     assert (tmp_path / "net.weights").read_bytes() == CONTENT
     assert len(server.requests) == 1
-
-
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SCALEDYOLO_HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / "weights"
-    monkeypatch.delenv("SCALEDYOLO_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert cache_folder() == tmp_path / "cache" / "scaledyolo" / "weights"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "scaledyolo" / "weights"
 
 
 # The registry that comes with the package

@@ -17,29 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from scaledyolo.errors import DownloadError
-from scaledyolo.files import atomic_file
+from scaledyolo.files import atomic_file, cache_folder
 from scaledyolo.transfer import Partial, Progress, TransferError, transfer
 from scaledyolo.weights_registry import WeightsEntry, find_weights, weights_registry
 
+KIND = "weights"  # of the files that are kept in the cache, see scaledyolo.files.cache_folder
 CHECKSUM_RECORD = "checksums.json"
 _ALGORITHMS = frozenset(("sha256", "sha512", "sha384", "sha1", "md5"))
 _WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _BLOCK_BYTES = 2**20
 
 
-def cache_folder() -> Path:
-    """Return the folder of downloaded weights: ``$SCALEDYOLO_HOME/weights``, else below the user's cache folder."""
-    home = os.environ.get("SCALEDYOLO_HOME")
-    if home:
-        return Path(home).expanduser() / "weights"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "scaledyolo" / "weights"
-
-
 def is_downloaded(name: str) -> bool:
     """Whether weights of that name lie in the cache, complete; False for a name that nobody publishes."""
     entry = weights_registry().get(name)
-    return entry is not None and (cache_folder() / entry.file).is_file()
+    return entry is not None and (cache_folder(KIND) / entry.file).is_file()
 
 
 def fetch(
@@ -54,7 +46,7 @@ def fetch(
 
     Arguments:
         name: key of the registry, such as ``"yolov4-tiny"``.
-        folder: where files are kept; ``cache_folder()`` by default.
+        folder: where files are kept; by default the cache.
         progress: called with (bytes there, bytes in total or None) while a download runs.
         allow_download: without it nothing is fetched and only what is in the cache is returned.
         registry: other entries than those that come with the package.
@@ -63,7 +55,7 @@ def fetch(
     in the cache before a failed download is still there after it.
     """
     entry = find_weights(name, registry)
-    folder = Path(folder) if folder is not None else cache_folder()
+    folder = Path(folder) if folder is not None else cache_folder(KIND)
     target = folder / entry.file
     if not allow_download and not target.is_file():
         raise DownloadError(

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost: whole or not at all, and with one sentence where the system refuses."""
+"""Where files go, and writing them so that nothing is lost: whole or not at all, one sentence where it fails."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scaledyolo.errors import OutputError
+
+
+def cache_folder(kind: str) -> Path:
+    """Where files of a kind (``weights``, ``compiled``, ``images``) are kept: ``$SCALEDYOLO_HOME/kind``, else below the
+    user's cache folder."""
+    home = os.environ.get("SCALEDYOLO_HOME")
+    if home:
+        return Path(home).expanduser() / kind
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "scaledyolo" / kind
 
 
 @contextlib.contextmanager

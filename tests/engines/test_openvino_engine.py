@@ -18,7 +18,7 @@ from scaledyolo.arch.zoo import ZOO
 from scaledyolo.convert.onnx_writer import to_onnx
 from scaledyolo.engines import choose_engine, describe_engine, open_engine
 from scaledyolo.engines.base import side_by_side
-from scaledyolo.engines.compiled_cache import CompiledCache, cache_folder, network_digest
+from scaledyolo.engines.compiled_cache import CompiledCache, network_digest
 from scaledyolo.engines.faithful import TOLERANCE, bfloat16_error, probe_image, relative_error
 from scaledyolo.errors import FormatError, UsageError
 from scaledyolo.weights import Weights, random_weights
@@ -210,14 +210,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(graph: Graph, weights: Weigh
     cache = CompiledCache(tmp_path / "file" / "below")
     engine = OpenVinoEngine.from_graph(graph, weights, cache_key="key", cache=cache)
     assert len(engine.run(images_of(1))) == 2
-
-
-def test_the_cache_lies_where_the_user_wants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SCALEDYOLO_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "compiled"
-    monkeypatch.delenv("SCALEDYOLO_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "scaledyolo" / "compiled"
 
 
 # -- fewer bits --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.sample import Sample
 from scaledyolo.errors import UsageError
+from scaledyolo.files import cache_folder
 
 CacheKind = Literal["none", "ram", "disk"]
 _LAYOUT_VERSION = 2
@@ -70,7 +71,7 @@ class ImageStore:
         if kind == "ram":
             self._use_memory()
         elif kind == "disk":
-            self._use_file((Path(folder) if folder is not None else _default_folder()) / f"{key()}.images")
+            self._use_file((Path(folder) if folder is not None else cache_folder("images")) / f"{key()}.images")
         elif kind != "none":
             raise UsageError(f"unknown cache {kind!r}; use none, ram or disk")
 
@@ -194,8 +195,3 @@ class ImageSource:
 
 def _checksum(slot: npt.NDArray[np.uint8]) -> int:
     return zlib.crc32(slot.data) or 1
-
-
-def _default_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "scaledyolo" / "images"

@@ -17,9 +17,8 @@ from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.bench.timing import Timing
 from scaledyolo.design.device import DeviceFacts
 from scaledyolo.design.latency import LatencyModel
-from scaledyolo.engines.compiled_cache import cache_folder
 from scaledyolo.errors import ScaledYoloError
-from scaledyolo.files import atomic_file
+from scaledyolo.files import atomic_file, cache_folder
 
 _FORMAT: Final = "scaledyolo-device/1"
 
@@ -59,9 +58,9 @@ class Store:
 
 
 def store_path(facts: DeviceFacts) -> Path:
-    """Where a machine's file lies: ``design`` beside the compiled models, named after what the machine is."""
+    """Where a machine's file lies: ``design`` in the cache, named after what the machine is."""
     digest = hashlib.sha256(json.dumps(facts.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
-    return cache_folder().parent / "design" / f"{facts.engine}-{facts.device}-{facts.precision}-{digest}.json"
+    return cache_folder("design") / f"{facts.engine}-{facts.device}-{facts.precision}-{digest}.json"
 
 
 def open_store(facts: DeviceFacts, *, refresh: bool = False) -> Store:

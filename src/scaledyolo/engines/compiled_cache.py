@@ -22,21 +22,13 @@ import numpy as np
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.graph_io import graph_to_dict
 from scaledyolo.errors import ScaledYoloError
-from scaledyolo.files import atomic_file
+from scaledyolo.files import atomic_file, cache_folder
 from scaledyolo.weights import Array
 
 MAX_BYTES: Final = 2 << 30  # of the whole folder
 _DIGEST_BYTES: Final = 32
 # A change of any of these modules changes the models that they write.
 _WRITERS: Final = ("arch/ops.py", "convert/fold.py", "convert/onnx_writer.py", "convert/onnx_activations.py")
-
-
-def cache_folder() -> Path:
-    """``$SCALEDYOLO_HOME/compiled``, else below the user's cache folder."""
-    home = os.environ.get("SCALEDYOLO_HOME")
-    if home:
-        return Path(home) / "compiled"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scaledyolo" / "compiled"
 
 
 def network_digest(graph: Graph, weights: Mapping[str, Array]) -> str:
@@ -63,12 +55,12 @@ class CompiledCache:
     """Blobs and small facts by key.
 
     Args:
-        folder: where they lie; by default :func:`cache_folder`.
+        folder: where they lie; by default ``compiled`` in the cache (:func:`scaledyolo.files.cache_folder`).
         max_bytes: size that the folder is kept below; a single blob above it is not stored.
     """
 
     def __init__(self, folder: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
-        self.folder = folder or cache_folder()
+        self.folder = folder or cache_folder("compiled")
         self.max_bytes = max_bytes
 
     @staticmethod
