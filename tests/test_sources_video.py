@@ -289,6 +289,25 @@ def test_broken_stream_raises_after_its_last_frame() -> None:
     assert reader_threads() == []
 
 
+def test_an_error_that_nobody_expected_reaches_the_consumer() -> None:
+    class Broken(FakeFeed):
+        def read(self) -> Callable[[], np.ndarray] | None:
+            raise MemoryError("a picture too large")
+
+    feed = Broken(1, fails=False)
+    with pytest.raises(MemoryError, match="too large"):
+        list(fake_stream([feed]))
+    assert feed.closed
+    assert reader_threads() == []
+
+
+def test_a_stream_that_cannot_be_opened_is_forgotten() -> None:
+    stream = fake_stream([None])
+    with pytest.raises(SourceError, match="nobody answers"):
+        list(stream)
+    assert stream._readers == []
+
+
 def test_reconnection_survives_failures_and_gives_up_after_the_limit() -> None:
     feeds = [FakeFeed(3, fails=True), None, None, FakeFeed(2, fails=False), None, None, None]
     stream = fake_stream(feeds, Reconnect(attempts=2, first_wait_seconds=0.001))

@@ -177,8 +177,8 @@ class LiveStream(BaseSource):
             SourceError: the stream cannot be opened, or broke and could not be opened again.
         """
         reader = _Reader(self._open_feed, self.reconnect)
-        self._readers.append(reader)
         reader.start()
+        self._readers.append(reader)
         try:
             while (picture := reader.newest()) is not None:
                 self.dropped += picture.dropped
@@ -220,7 +220,7 @@ class _Reader:
         self._reconnect = reconnect
         self._condition = threading.Condition()
         self._slot: _Picture | None = None
-        self._failure: SourceError | None = None
+        self._failure: BaseException | None = None
         self._ended = False
         self._stop = threading.Event()
         self._count = 0
@@ -235,7 +235,7 @@ class _Reader:
         self._thread.start()
 
     def newest(self) -> _Picture | None:
-        """Wait for a picture that was not fetched yet; None at the end; raises the SourceError that ended it."""
+        """Wait for a picture that was not fetched yet; None at the end; raises what ended it."""
         with self._condition:
             self._condition.wait_for(lambda: self._slot is not None or self._ended or self._stop.is_set())
             picture, self._slot = self._slot, None
@@ -251,6 +251,18 @@ class _Reader:
             self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
+        failure: BaseException | None = None
+        try:
+            failure = self._read_and_reconnect()
+        except BaseException as error:  # whatever it is, it belongs to the consumer, who would wait forever
+            failure = error
+        with self._condition:
+            self._failure = failure
+            self._ended = True
+            self._condition.notify_all()
+
+    def _read_and_reconnect(self) -> SourceError | None:
+        """Read until the end, or until opening again failed too often; returns the last failure."""
         failures = 0
         failure: SourceError | None = None
         while not self._stop.is_set():
@@ -268,10 +280,7 @@ class _Reader:
             if failures > self._reconnect.attempts or self._reconnect.attempts == 0:
                 break
             self._stop.wait(self._reconnect.wait_seconds(max(failures - 1, 0)))
-        with self._condition:
-            self._failure = failure
-            self._ended = True
-            self._condition.notify_all()
+        return failure
 
     def _open_again(self) -> Feed:
         feed = self._open_feed()
