@@ -202,6 +202,9 @@ def test_unknown_schemes(url: str, words: str) -> None:
 
 def test_passwords_are_not_repeated() -> None:
     assert without_password("rtsp://user:s3cret@10.0.0.1/live") == "rtsp://user:***@10.0.0.1/live"
+    assert without_password("rtsp://user:s3@c@ret@10.0.0.1/live") == "rtsp://user:***@10.0.0.1/live"
+    assert without_password("rtsp://user:s3:c@10.0.0.1:554/a@b") == "rtsp://user:***@10.0.0.1:554/a@b"
+    assert without_password("http://10.0.0.1:80/a?to=x@y") == "http://10.0.0.1:80/a?to=x@y"
     with pytest.raises(SourceError) as caught:
         list(open_source("http://user:s3cret@127.0.0.1:9/picture.jpg"))
     assert "s3cret" not in str(caught.value)

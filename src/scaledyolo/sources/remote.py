@@ -41,7 +41,7 @@ def url_suffix(url: str) -> str:
 
 def without_password(url: str) -> str:
     """The URL as it may appear in messages and results: cameras are often addressed as user:password@host."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", url)
+    return re.sub(r"(://[^/?#@:]*):[^/?#]*@", r"\1:***@", url)  # up to the last @: a password may hold one
 
 
 def relative_of_url(url: str) -> PurePosixPath:
