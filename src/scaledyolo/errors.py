@@ -8,6 +8,7 @@ ScaledYoloError            one sentence: what, where, what to do; the CLI prints
 │   └── CheckpointError    a damaged or mismatching checkpoint
 ├── ConversionError        a conversion that cannot be exact, with the reason
 ├── SourceError            an image, video or stream that cannot be read
+├── OutputError            a result that cannot be written; what was there before is unchanged
 ├── DataError              a data set that cannot be used: names file and line
 ├── DownloadError          a download that failed or was not what was promised
 ├── MissingPackageError    an optional package is needed: names the pip extra

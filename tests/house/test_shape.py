@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import scaledyolo
+from scaledyolo import errors
 from scaledyolo.cli import VERBS
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +56,18 @@ def test_no_file_is_longer_than_a_head_can_hold():
 def test_no_function_is_longer_than_a_screen():
     too_long = {name: lines for path in FILES for name, lines in functions_in(path) if lines > MAX_FUNCTION_LINES}
     assert too_long.keys() <= LONG_FUNCTIONS.keys(), too_long
+
+
+def test_the_tree_of_errors_is_drawn_whole():
+    drawn: dict[str, str] = {}
+    above: dict[int, str] = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.match(r"([│ ]*[├└]── )?(\w+Error)\b", line):
+            depth = len(found[1] or "") // 4
+            above[depth] = found[2]
+            drawn[found[2]] = above.get(depth - 1, "Exception")
+    classes = {name: vars(errors)[name].__base__.__name__ for name in vars(errors) if name.endswith("Error")}
+    assert drawn == classes
 
 
 def test_every_signature_is_annotated():
