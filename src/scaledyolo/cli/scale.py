@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from scaledyolo.cli import EXIT_INCOMPLETE
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
     from scaledyolo.data.dataset import Dataset
     from scaledyolo.design.candidates import Range
+    from scaledyolo.design.refine import Trainer
+    from scaledyolo.design.search import Answer
 
 _ANCHOR_SEED = 0
 
@@ -50,7 +53,18 @@ class Scale:
     data: Path | None = None
     """Data set: its classes, and its boxes in place of COCO's; --out then gets anchors fitted to it."""
     split: str = "train"
-    """Split of --data."""
+    """Split of --data, all, a .txt file that lists images, or a share of any of these: train[:80%]."""
+    refine: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
+    """Train the networks near the top on --data for so long, the better ones longer, and choose by their AP; the same
+    command goes on where it was stopped."""
+    val_split: str = "val"
+    """What --refine compares networks by: likewise, or the share of --split that is kept apart for it, such as 0.2."""
+    recipe: str = "small"
+    """Recipe of --refine: a name (see `scaledyolo recipes`) or a YAML file; its epochs are the most it trains for."""
+    seed: int = 0
+    """Of everything random in --refine."""
+    runs: Path = Path("runs")
+    """Folder of the trainings of --refine."""
     engine: Literal["auto", "openvino", "onnxruntime", "torch"] = "auto"
     """What runs the network."""
     device: str = "auto"
@@ -75,25 +89,61 @@ class Scale:
             fps=self.fps, latency=self.latency, gflops=self.gflops, params=self.params, memory=self.memory
         )
         self._check_outputs()
+        self._check_refine()
         from scaledyolo.design.capacity import COCO_BOXES, boxes_of
         from scaledyolo.design.device import EngineDevice
         from scaledyolo.design.report import document, draw, text
         from scaledyolo.design.search import search
         from scaledyolo.design.store import open_store
 
-        dataset = self._dataset()
+        dataset, val = self._datasets()
+        trainer = None if dataset is None or val is None else self._trainer(dataset, val)
         boxes = COCO_BOXES if dataset is None else boxes_of(dataset)
         wanted = self._range(dataset)
         machine = EngineDevice(engine=self.engine, device=self.device, precision=self.precision, threads=self.threads)
         store = open_store(machine.facts, refresh=self.refresh)
         answer = search(wanted, budget, machine, store, boxes=boxes, tell=_tell)
+        if dataset is not None and trainer is not None:
+            answer = self._refined(answer, dataset, trainer)
         print(json.dumps(document(answer), indent=2) if self.json else text(answer, boxes))
         if self.out is not None:
             self._write(self.out, answer.chosen.candidate.spec(), dataset)
         if self.plot is not None:
             draw(answer, self.plot)
             _tell(f"{self.plot}: drawn")
-        return 0
+        interrupted = answer.refinement is not None and answer.refinement.state == "interrupted"
+        return EXIT_INCOMPLETE if interrupted else 0
+
+    def _check_refine(self) -> None:
+        """Refuse a refinement that could not be made, before anything is measured."""
+        if self.refine is None:
+            return
+        from scaledyolo.design.refine import check_packages
+
+        if self.data is None:
+            raise UsageError("--refine trains on your images; name them with --data")
+        if not 0 < self.refine < float("inf"):
+            raise UsageError(f"--refine takes minutes above zero, got {self.refine:g}")
+        check_packages()
+
+    def _trainer(self, train: Dataset, val: Dataset) -> Trainer:
+        from scaledyolo.design.short_training import ShortTrainer
+        from scaledyolo.train.recipe import recipe_named
+
+        return ShortTrainer(train, val, recipe_named(self.recipe), seed=self.seed)
+
+    def _refined(self, answer: Answer, dataset: Dataset, trainer: Trainer) -> Answer:
+        """The answer with what short trainings say about its networks."""
+        from scaledyolo.design.refine import Entrant, finalists, refine
+
+        assert self.refine is not None
+        chosen = finalists(answer)
+        if len(chosen) < 2:
+            _tell("only one network that was measured meets the budget, so nothing was trained")
+            return answer
+        entrants = [Entrant(one, _fitted(one.candidate.spec(), dataset)) for one in chosen]
+        found = refine(entrants, trainer, self.refine, self.runs, _tell)
+        return replace(answer, chosen=found.choice, refinement=found)
 
     def _check_outputs(self) -> None:
         """Refuse what could not be written before anything is measured."""
@@ -109,17 +159,21 @@ class Scale:
             if not self.out.parent.is_dir():
                 raise UsageError(f"{self.out}: the folder {self.out.parent} does not exist; create it first")
 
-    def _dataset(self) -> Dataset | None:
+    def _datasets(self) -> tuple[Dataset | None, Dataset | None]:
+        """The data set, and that to compare networks by where they are to be trained."""
         if self.data is None:
-            return None
-        from scaledyolo.data.formats import open_dataset
+            return None, None
+        from scaledyolo.data.selection import open_pair, open_part
 
-        dataset = open_dataset(self.data, self.split)
+        if self.refine is None:
+            dataset, val = open_part((self.data,), self.split), None
+        else:
+            dataset, val = open_pair((self.data,), self.split, self.val_split)
         if self.classes not in (None, dataset.num_classes):
             raise UsageError(
                 f"--classes {self.classes}, but {self.data} has {dataset.num_classes}; leave --classes out"
             )
-        return dataset
+        return dataset, val
 
     def _range(self, dataset: Dataset | None) -> Range:
         from scaledyolo.design.candidates import ACTIVATIONS, Range

@@ -6,5 +6,8 @@ capacity     what is put in place of accuracy before anything was trained, and w
 latency      how long one takes here: coefficients fitted to measurements, and their error on others
 device       the measurements: a Detector with the real engine
 search       predict all, measure the promising, choose
-report       the answer as text, JSON, YAML and a plot
+refine       choose by short trainings on the user's images instead: the finalists, and what was found
+halving      which of them are trained for how long, within the minutes that are given
+trials       the trainings as trials of an Optuna study in a file, taken up again where they stopped
+report       the answer as text, JSON, YAML and a plot; refine_report: that of the trainings
 """

@@ -52,9 +52,9 @@ class DeviceFacts:
     threads: int | None
 
     def __str__(self) -> str:
-        threads = "" if self.threads is None else f", {self.threads} threads"
+        threads = "" if self.threads is None else f", {_counted(self.threads, 'thread')}"
         return (
-            f"{self.processor}, {self.cores} cores{threads}: {self.engine} {self.version} on {self.device} "
+            f"{self.processor}, {_counted(self.cores, 'core')}{threads}: {self.engine} {self.version} on {self.device} "
             f"in {self.precision}"
         )
 
@@ -178,6 +178,10 @@ class _Repeated:
     def __call__(self) -> None:
         for _ in range(self.images):
             self._detector.candidates([self._frame])
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _half(precision: Precision) -> bool | None:

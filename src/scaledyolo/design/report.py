@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from scaledyolo.design.capacity import Values, seen
+from scaledyolo.design.refine_report import draw_refinement, refinement_document, refinement_table, verdict
 from scaledyolo.design.search import Answer, Measured
 
 _MOST_DOTS: Final = 3000  # predicted networks in the picture
@@ -27,6 +28,7 @@ def document(answer: Answer) -> dict[str, Any]:
         "candidates": len(answer.table.candidates),
         "costing_seconds": round(answer.costing_seconds, 2),
         "device": answer.device.to_dict(),
+        **({"refinement": refinement_document(answer.refinement)} if answer.refinement is not None else {}),
     }
 
 
@@ -55,6 +57,8 @@ def text(answer: Answer, boxes: Values) -> str:
     lines += [_row(one, chosen) for one in answer.front]
     if chosen not in answer.front:  # possible where time is not the budget
         lines.append(_row(chosen, chosen))
+    if answer.refinement is not None:
+        lines += ["", *refinement_table(answer.refinement)]
     return "\n".join([*lines, "", *why(answer, boxes)])
 
 
@@ -82,6 +86,8 @@ def why(answer: Answer, boxes: Values) -> list[str]:
         ),
         _view(chosen, boxes),
     ]
+    if answer.refinement is not None:
+        lines[1:1] = verdict(answer.refinement)
     better = _next_better(answer)
     if better is not None:
         lines.append(
@@ -96,6 +102,11 @@ def why(answer: Answer, boxes: Values) -> list[str]:
 
 def _reason(answer: Answer) -> str:
     chosen = answer.chosen
+    if answer.refinement is not None and answer.refinement.chosen is not None:
+        return (
+            f"within {answer.budget} the best AP of {len(answer.refinement.entrants)} networks that were trained "
+            f"briefly on the data: median {chosen.median_ms:.1f} ms, letterbox and suppression included."
+        )
     if answer.budget.kind == "latency":
         return (
             f"the most capable that was measured within {answer.budget.limit:.1f} ms, noise included: "
@@ -138,8 +149,9 @@ def draw(answer: Answer, path: Path) -> None:
     from scaledyolo.files import output_errors
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 5.2), layout="constrained")
-        axes = figure.subplots()
+        refined = answer.refinement if answer.refinement is not None and any(answer.refinement.outcomes) else None
+        figure = Figure(figsize=(8.2, 5.2 if refined is None else 9.4), layout="constrained")
+        axes, *below = figure.subplots(1 if refined is None else 2, 1, squeeze=False).flat
         _draw_predicted(axes, answer)
         _draw_measured(axes, answer)
         axes.set_xscale("log")
@@ -150,6 +162,8 @@ def draw(answer: Answer, path: Path) -> None:
         axes.set_ylabel("capacity (yolov4-csp at 640 is 100; no accuracy)")
         axes.set_title(f"{answer.chosen.candidate.name} for {answer.budget}")
         axes.legend(loc="upper left")
+        if refined is not None:
+            draw_refinement(below[0], refined)
         figure.supxlabel(str(answer.device), x=0.99, ha="right", fontsize=8, color=_GREY)
         with output_errors(path):
             figure.savefig(path, dpi=150)
@@ -170,7 +184,7 @@ def _draw_measured(axes: Any, answer: Answer) -> None:
         axes.scatter(*_points(others), s=30, facecolors="white", edgecolors=_BLUE, zorder=3, label="measured")
     times, values = _points(answer.front)
     axes.plot(times, values, "-o", color=_BLUE, markersize=6, zorder=4, label="front of those measured")
-    low = [max(one.median_ms - min(one.timing.samples_ms), 0) for one in answer.front]
+    low = [one.median_ms - float(np.quantile(one.timing.samples_ms, 0.05)) for one in answer.front]
     high = [max(one.timing.p95_ms - one.median_ms, 0) for one in answer.front]
     axes.errorbar(times, values, xerr=(low, high), fmt="none", ecolor=_BLUE, elinewidth=1, capsize=2, zorder=3)
     if answer.budget.kind == "latency":

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from scaledyolo.design.device import Device, DeviceFacts
 from scaledyolo.design.latency import LatencyModel
 from scaledyolo.design.store import Store
 from scaledyolo.errors import UsageError
+
+if TYPE_CHECKING:
+    from scaledyolo.design.refine import Refinement
 
 Values = npt.NDArray[np.float64]
 Tell = Callable[[str], None]
@@ -71,7 +74,8 @@ class Answer:
     table: Table  # everything that was predicted
     model: LatencyModel
     costing_seconds: float  # to enumerate and cost all candidates
-    seconds: float  # altogether
+    seconds: float  # altogether, without trainings
+    refinement: Refinement | None = None  # where short trainings chose, or tried to
 
     @property
     def finalist_error(self) -> float:
@@ -281,8 +285,7 @@ def _allowed(table: Table, budget: Budget, facts: DeviceFacts) -> npt.NDArray[np
     """
     if budget.kind == "latency":
         return np.ones(len(table.candidates), bool)
-    width = 4 if facts.precision == "float32" else 2
-    spent = np.array([_spent(one, budget, width) for one in table.candidates])
+    spent = np.array([_spent(one, budget, _value_bytes(facts)) for one in table.candidates])
     allowed: npt.NDArray[np.bool_] = spent <= budget.limit
     if not allowed.any():
         least = int(np.argmin(spent))
@@ -291,6 +294,17 @@ def _allowed(table: Table, budget: Budget, facts: DeviceFacts) -> npt.NDArray[np
             f"{table.candidates[least].name}, needs {budget.show(float(spent[least]))}"
         )
     return allowed
+
+
+def meets(one: Measured, budget: Budget, facts: DeviceFacts) -> bool:
+    """Whether a network that was measured keeps a budget, noise included."""
+    if budget.kind == "latency":
+        return one.upper_ms <= budget.limit
+    return _spent(one.candidate, budget, _value_bytes(facts)) <= budget.limit
+
+
+def _value_bytes(facts: DeviceFacts) -> int:
+    return 4 if facts.precision == "float32" else 2
 
 
 def _spent(candidate: Candidate, budget: Budget, bytes_per_value: int) -> float:

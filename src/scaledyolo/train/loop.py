@@ -33,15 +33,20 @@ def fitness(metrics: CocoMetrics) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def fit(t: Training) -> Mapping[str, float]:
+def fit(t: Training, *, until: int | None = None) -> Mapping[str, float]:
     """Train from where ``t.progress`` stands to the last epoch; returns the scalars of the last one.
+
+    Args:
+        t: what is trained.
+        until: stop when so many epochs are done, in the middle of the schedule; a resume goes on from there.
 
     Raises:
         NonFiniteError: the loss is no number any more and the run is told to stop then.
         ProcessError: another process of the training did not come.
     """
     last: Mapping[str, float] = {}
-    while t.progress.epoch < t.recipes[-1].schedule.epochs:
+    end = t.recipes[-1].schedule.epochs
+    while t.progress.epoch < (end if until is None else min(until, end)):
         started = time.perf_counter()
         t.processes.meet(f"the beginning of epoch {t.progress.epoch + 1}")
         train_epoch(t)
