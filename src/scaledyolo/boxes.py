@@ -60,28 +60,10 @@ def tlwh_to_xyxy(boxes_tlwh: Array) -> Array:
     return _stack(left, top, left + width, top + height)
 
 
-def tlwh_to_cxcywh(boxes_tlwh: Array) -> Array:
-    """Top-left corner and size (..., 4) to centre and size (..., 4)."""
-    left, top, width, height = _columns(boxes_tlwh)
-    return _stack(left + width / 2, top + height / 2, width, height)
-
-
-def cxcywh_to_tlwh(boxes_cxcywh: Array) -> Array:
-    """Centre and size (..., 4) to top-left corner and size (..., 4)."""
-    x, y, width, height = _columns(boxes_cxcywh)
-    return _stack(x - width / 2, y - height / 2, width, height)
-
-
 def normalise(boxes: Array, height: int, width: int) -> Array:
     """Pixels to fractions of a frame of ``height`` x ``width`` pixels; boxes (..., 4) of any format."""
     x0, y0, x1, y1 = _columns(boxes)
     return _stack(x0 / width, y0 / height, x1 / width, y1 / height)
-
-
-def denormalise(boxes: Array, height: int, width: int) -> Array:
-    """Fractions of a frame of ``height`` x ``width`` pixels to pixels; boxes (..., 4) of any format."""
-    x0, y0, x1, y1 = _columns(boxes)
-    return _stack(x0 * width, y0 * height, x1 * width, y1 * height)
 
 
 def clip_xyxy(boxes_xyxy: Array, height: int, width: int) -> Array:

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
+from scaledyolo.boxes import clip_xyxy, normalise, xyxy_to_cxcywh, xyxy_to_tlwh
 from scaledyolo.errors import UsageError
 from scaledyolo.outputs.files import GrowingFile, write_whole
 from scaledyolo.outputs.records import image_of, records_of
@@ -133,7 +136,7 @@ class CocoResults:
             {
                 "image_id": image_id,
                 "category_id": self._category_id(record.class_id),
-                "bbox": [round(value, 3) for value in _xyxy_to_tlwh(*record.xyxy)],
+                "bbox": [round(value, 3) for value in xyxy_to_tlwh(np.array(record.xyxy)).tolist()],
                 "score": round(record.confidence, 5),
             }
             for record in records_of(detections)
@@ -181,9 +184,8 @@ class YoloText:
         height, width = image_of(frame).shape[:2]
         lines = []
         for record in records_of(detections):
-            x1, x2 = (min(max(x / width, 0.0), 1.0) for x in record.xyxy[::2])
-            y1, y2 = (min(max(y / height, 0.0), 1.0) for y in record.xyxy[1::2])
-            values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+            inside = clip_xyxy(np.array(record.xyxy), height, width)
+            values = normalise(xyxy_to_cxcywh(inside), height, width).tolist()
             if self._with_confidence:
                 values.append(record.confidence)
             lines.append(" ".join([str(record.class_id), *(f"{value:.{_LABEL_DECIMALS}f}" for value in values)]))
@@ -197,10 +199,6 @@ class YoloText:
 def frame_place(frame: Frame, place: PurePosixPath) -> PurePosixPath:
     """Place of one frame: that of its image, or a numbered file in a folder of its video."""
     return place if frame.origin == "image" else place / f"{frame.index:06d}"
-
-
-def _xyxy_to_tlwh(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, float, float]:
-    return x1, y1, x2 - x1, y2 - y1
 
 
 def _json_bytes(value: object) -> bytes:
