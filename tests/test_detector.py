@@ -13,6 +13,7 @@ import supervision as sv
 from PIL import Image
 
 from scaledyolo import NMS, Detector
+from scaledyolo.detector import as_rgb
 from scaledyolo.errors import ScaledYoloError, SourceError, SpecError, UsageError
 
 CELLS = ((1, 2, 0), (5, 2, 1), (3, 6, 2))  # column, row, class
@@ -240,8 +241,22 @@ def test_grey_images_have_no_colour_but_places(detector, paint, tmp_path):
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "grey16.png")
     same = detector(np.repeat(grey[..., None], 3, axis=2))
     assert sorted(same.xyxy.tolist()) == sorted(boxes_of([(2, 3, 0), (6, 6, 0)]))
-    for source in (tmp_path / "grey.png", tmp_path / "grey16.png", Image.fromarray(grey)):
-        assert found_in(detector(source)) == found_in(same)
+    for name in ("grey.png", "grey16.png"):
+        for source in (tmp_path / name, Image.open(tmp_path / name)):
+            assert found_in(detector(source)) == found_in(same)
+    assert found_in(detector(Image.fromarray(grey))) == found_in(same)
+
+
+def test_a_pillow_image_is_read_as_its_file_is(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 12), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    clear = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 12, 4), dtype=np.uint8))
+    clear.save(tmp_path / "clear.png")
+    for name in ("deep.png", "clear.png"):
+        with Image.open(tmp_path / name) as opened:
+            np.testing.assert_array_equal(as_rgb(opened), as_rgb(tmp_path / name))
+    with pytest.raises(SourceError, match="white point is unknown"):
+        as_rgb(Image.fromarray(np.zeros((4, 4), np.float32)))
 
 
 def test_a_pillow_image_of_any_mode_and_turn_is_upright_rgb(detector, paint):

@@ -326,7 +326,7 @@ def as_rgb(image: Any, *, bgr: bool = False) -> RgbImage:
     """An image (height, width, 3) uint8 RGB from a path, an array or a Pillow image.
 
     Raises:
-        SourceError: the file cannot be read as an image.
+        SourceError: the file cannot be read as an image, or a Pillow image holds no colours.
         UsageError: the array is not uint8 with three channels.
     """
     if isinstance(image, (str, os.PathLike)):
@@ -341,11 +341,13 @@ def as_rgb(image: Any, *, bgr: bool = False) -> RgbImage:
 
 
 def _from_pillow(image: Image.Image) -> RgbImage:
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from scaledyolo.sources import rgb_of_pillow
 
     if not isinstance(image, Image.Image):
         raise UsageError(f"an image is a path, an array or a Pillow image, got {type(image).__name__}")
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return rgb_of_pillow(image)
 
 
 def _in_image(found: Candidates, placement: Placement) -> Candidates:

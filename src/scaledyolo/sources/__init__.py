@@ -4,15 +4,15 @@
         ...
 
 Contents: ``open_source`` decides what an argument means; ``Frame`` is what every source yields; ``read_image`` reads
-one file; ``frames_with_results`` overlaps reading with what is done with the frames; ``Lanes`` are the threads in which
-it does so.
+one file, ``rgb_of_pillow`` takes what Pillow holds; ``frames_with_results`` overlaps reading with what is done with the
+frames; ``Lanes`` are the threads in which it does so.
 """
 
 from __future__ import annotations
 
 from scaledyolo.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileSource
 from scaledyolo.sources.frame import Frame, FrameSource, Origin, SourceKind
-from scaledyolo.sources.image_reader import MAX_PIXELS, read_image
+from scaledyolo.sources.image_reader import MAX_PIXELS, read_image, rgb_of_pillow
 from scaledyolo.sources.lanes import Lanes
 from scaledyolo.sources.live import LiveStream, Reconnect
 from scaledyolo.sources.opening import open_source, open_sources
@@ -37,5 +37,6 @@ __all__ = [
     "open_source",
     "open_sources",
     "read_image",
+    "rgb_of_pillow",
     "settle_mode",
 ]

@@ -168,6 +168,19 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return scaled
 
 
+def rgb_of_pillow(image: Image.Image, name: str = "the image") -> np.ndarray:
+    """H x W x 3 uint8 RGB of an image that Pillow opened or made, upright, by the conventions of this module.
+
+    Raises:
+        SourceError: it is damaged, or holds values (float, 32-bit) that have no defined brightness.
+    """
+    try:
+        image.load()
+    except Exception as error:  # see _decode_pillow
+        raise SourceError(f"{name} is damaged: {reason_of(error)}") from error
+    return _pixels(_upright(image), image.format or "", name)
+
+
 def _decode_pillow(data: bytes, kind: str, name: str, max_pixels: int) -> np.ndarray:
     try:
         with _open_pillow(data, kind) as image:
