@@ -87,6 +87,59 @@ def test_empty_split(world: Any, sentence: Say) -> None:
     assert "image" in sentence(world.arguments(world.short_recipe(1), data=data))
 
 
+def test_images_without_a_single_box_are_refused_with_the_reason(world: Any, sentence: Say) -> None:
+    """Rows in pixels are left out one by one; what remains could teach nothing, and says why."""
+    data = world.write_shapes(world.folder / "pixels", 2)
+    for label in (data.parent / "labels" / "train").iterdir():
+        label.write_text("0 60 70 20 20\n")
+    said = sentence(world.arguments(world.short_recipe(1), data=data))
+    assert "2 images and not a single box to learn from; 2 items were left out" in said
+    assert "are these pixels?" in said
+
+
+def test_a_training_tells_what_it_does_and_what_to_do_next(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Broken labels and images that are learnt from and chosen by are told before, the next commands after."""
+    data = world.write_shapes(world.folder / "my set", 4)
+    (data.parent / "labels" / "train" / "001.txt").write_text("0 .5 .5 .2 .2\n3 .5 .5 .2 .2\n")
+    assert main(world.arguments(world.short_recipe(1), data=data)) == 0
+    out, err = capsys.readouterr()
+    boxes = sum(len(path.read_text().splitlines()) for path in (data.parent / "labels" / "train").iterdir()) - 1
+    assert f"4 images with {boxes} boxes to learn from" in err
+    assert "classes: square, disc, triangle" in err
+    assert "warning: 1 broken items in the images to learn from" in err
+    assert "do the ids count from 1?" in err
+    assert "warning: 4 of the 4 images to choose by are also learnt from" in err
+    assert f"scaledyolo eval {world.folder / 'runs' / 'train' / 'best.safetensors'} --data '{data}'" in out
+    assert main(["train", "--resume", str(world.folder / "runs" / "train")]) == 0
+    assert "all of its 1 epochs are done already" in capsys.readouterr().err
+
+
+def test_nothing_found_in_any_epoch_is_said(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no validation image has a box, nothing can be found in any epoch."""
+    data = world.write_shapes(world.folder / "set", 2, 1)
+    next((data.parent / "labels" / "val").iterdir()).write_text("")
+    assert main(world.arguments(world.short_recipe(1), data=data)) == 0
+    out, err = capsys.readouterr()
+    assert "warning: the images to choose by have no boxes" in err
+    assert "warning: no object of the images to choose by was found in any epoch" in out
+
+
+def test_an_interrupted_training_tells_how_to_go_on(
+    world: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaledyolo.train import loop
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "finish_epoch", interrupted)
+    assert main(world.arguments(world.short_recipe(1))) == 130
+    folder = world.folder / "runs" / "train"
+    assert f"interrupted; `scaledyolo train --resume {folder}` goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(folder)]) == 0
+
+
 def test_label_out_of_range(world: Any, sentence: Say) -> None:
     data = world.write_shapes(world.folder / "set", 3)
     label = data.parent / "labels" / "train" / "001.txt"

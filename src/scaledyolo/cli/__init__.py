@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ScaledYoloError as error:
         print(f"scaledyolo: {error}", file=sys.stderr)
         return EXIT_ERROR
-    except KeyboardInterrupt:
-        print("scaledyolo: interrupted; what was done is kept", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"scaledyolo: interrupted; {interrupt or 'what was done is kept'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         _abandon_output()

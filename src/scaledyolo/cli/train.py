@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from scaledyolo.checkpoint import Checkpoint
     from scaledyolo.data.dataset import Dataset
     from scaledyolo.train.manifest import Run
+    from scaledyolo.train.progress import Progress
     from scaledyolo.train.recipe import Recipe
     from scaledyolo.train.settings import DataSource, Settings
 
@@ -96,6 +98,7 @@ class Train:
 
     def run(self) -> int:
         try:
+            from scaledyolo.train.advice import check_boxes
             from scaledyolo.train.loop import fit
             from scaledyolo.train.prepare import prepare
             from scaledyolo.train.processes import Processes, launch
@@ -108,6 +111,7 @@ class Train:
         run, start = (self._saved_run(self.resume), None) if self.resume is not None else self._new_run()
         assert run.data is not None
         train_data, val_data = run.data.open()
+        check_boxes(train_data)
         run = replace(run, spec=run.spec.with_classes(train_data.num_classes)) if self.resume is None else run
         fabric = launch(run.settings)
         if self.minutes is not None:
@@ -118,10 +122,12 @@ class Train:
             mine = create_run_folder(self.out, "train") if fabric.is_global_zero else None
             folder = Processes.of(fabric, run.settings.timeout).share_path(mine)
         training = prepare(fabric, folder, run, train_data, val_data, start=start, resume=self.resume is not None)
-        fit(training)
+        try:
+            fit(training)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"`scaledyolo train --resume {quote(str(folder))}` goes on") from None
         if fabric.is_global_zero:
-            best = training.progress.best_epoch
-            print(f"{folder}: last.safetensors and best.safetensors are ready, best AP in epoch {best}")
+            print(closing_words(run, folder, training.progress))
         return 0
 
     def _paced(self, fabric: Fabric, run: Run, train_data: Dataset, val_data: Dataset) -> Run:
@@ -167,7 +173,7 @@ class Train:
         recipe, changes = self._recipe()
         start = load_model(model_source((self.weights,))) if self.weights else None
         spec = self._spec(recipe, start)
-        settings = self._settings()
+        settings = self._settings(recipe)
         # Weights that are given stand for the stages before.
         stages = recipe.stages(*changes) if start is None else (recipe,)
         if self.memory is not None:
@@ -183,17 +189,19 @@ class Train:
         paths = tuple(str(path.expanduser().absolute()) for path in self.data)
         return DataSource(paths, str(part.absolute()), str(val_part.absolute()), self.bad)
 
-    def _settings(self) -> Settings:
+    def _settings(self, recipe: Recipe) -> Settings:
         from scaledyolo.train.machine import device_type, resolve_precision
         from scaledyolo.train.settings import Settings
 
+        # bfloat16 has 8 bits itself: training for 8 bits, it would blur what it is about.
+        precision = "32" if recipe.quantise_aware and self.precision == "auto" else self.precision
         return Settings(
             seed=self.seed,
             device=self.device,
             devices=self.devices,
             nodes=self.nodes,
             # What "auto" means here and now, so that a resume on another machine goes on with the same.
-            precision=resolve_precision(self.precision, device_type(self.device)),
+            precision=resolve_precision(precision, device_type(self.device)),
             workers=self.workers,
             cache=self.cache,
             evaluate_every=self.evaluate_every,
@@ -242,3 +250,22 @@ class Train:
         return tuple(
             fit_memory(recipe, graph, parse_bytes(memory), bits, processes=settings.world_size) for recipe in stages
         )
+
+
+def closing_words(run: Run, folder: Path, progress: Progress) -> str:
+    """What came out of a training, and what to do with it next."""
+    from scaledyolo.train.training import BEST_FILE, LAST_FILE
+
+    data = " ".join(quote(path) for path in run.data.paths) if run.data is not None else "DATA"
+    best = quote(str(folder / BEST_FILE))
+    lines = [f"{folder}: {LAST_FILE} and {BEST_FILE} are ready, best AP in epoch {progress.best_epoch}"]
+    if progress.best_fitness <= 0:
+        lines.append(
+            "warning: no object of the images to choose by was found in any epoch; train longer (--epochs), begin with "
+            f"trained weights (--weights default), and ask `scaledyolo doctor --data {data}`"
+        )
+    lines += [
+        f"measure it:  scaledyolo eval {best} --data {data}",
+        f"use it:      scaledyolo detect PHOTOS --model {best}",
+    ]
+    return "\n".join(lines)

@@ -21,7 +21,7 @@ from scaledyolo.data.plugins import load_transform
 from scaledyolo.errors import DataError, UsageError
 from scaledyolo.net.initialise import initialise
 from scaledyolo.net.network import Network
-from scaledyolo.train.advice import anchor_advice
+from scaledyolo.train.advice import anchor_advice, opening, position
 from scaledyolo.train.manifest import Run, write_run
 from scaledyolo.train.recipe import Recipe
 from scaledyolo.train.settings import Settings
@@ -80,9 +80,15 @@ def prepare(
             processes=fabric.world_size,
         )
         training.save_state()  # so that there is something to go back to from the first batch on
-    for line in (str(report) if report else None, anchor_advice(train_data, run.spec, run.recipes[-1])):
-        if line and state is None:
-            training.journal.say(line)
+    for line in opening(fabric, run, train_data, val_data):
+        training.journal.say(line)
+    if state is not None:
+        epochs = run.recipes[-1].schedule.epochs
+        training.journal.say(f"{folder}: {position(training.progress, epochs, len(training.loader))}")
+        return training
+    for advice in (str(report) if report else None, anchor_advice(train_data, run.spec, run.recipes[-1])):
+        if advice:
+            training.journal.say(advice)
     return training
 
 
