@@ -216,6 +216,12 @@ def _load_official(name: str, download: bool) -> Checkpoint:
     from scaledyolo.download import fetch
 
     spec = _find(name)
+    if spec.neck.is_elan:
+        entry = f"{spec.name.removesuffix('-cfg')}-pt"
+        raise UsageError(
+            f"{name}: its official weights are a PyTorch file; convert them once: `scaledyolo download {entry}`, then "
+            f"scaledyolo convert with the file that it names and {name}.safetensors"
+        )
     weights = fetch(spec.name, allow_download=download)
     if weights.suffix != ".weights":
         raise UsageError(

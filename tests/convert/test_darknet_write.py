@@ -75,6 +75,10 @@ def test_zoo_networks_survive_the_round_trip_or_say_why_not(name):
         with pytest.raises(ConversionError, match="normalisation"):
             write_cfg(graph)
         return
+    if any(isinstance(node.op, SpaceToDepth) for node in graph):
+        with pytest.raises(ConversionError, match="orders the pixels of a block by column"):
+            write_cfg(graph)
+        return
     text = write_cfg(graph)
     model = read_cfg(text)
     assert same_network(model.graph, graph)

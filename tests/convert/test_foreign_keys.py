@@ -164,7 +164,7 @@ def _fuse(state: dict[str, Any]) -> None:
         (_put("model.31.m.0.weight", np.zeros((33, 16, 1, 1), "f4")), "33 filters"),
         (_put("model.31.anchor_grid", np.zeros((3, 1, 4, 1, 1, 2), "f4")), "not positive"),
         (_put("model.31.anchor_grid", np.ones((2, 1, 4, 1, 1, 2), "f4")), "3 levels"),
-        (_keep_v7, "YOLOv7"),
+        (_keep_v7, "it does not fit yolov7"),
         (_fuse, "fused"),
     ],
 )

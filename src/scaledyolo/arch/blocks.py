@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from scaledyolo.arch.graph import GraphBuilder
 from scaledyolo.arch.ops import Activation, Add, BatchNorm, ChannelSplit, Concat, Conv, Pool, Upsample
-from scaledyolo.arch.spec import NormForm, Stage
+from scaledyolo.arch.spec import Downsample, Gathered, Neck, NormForm, Stage
 
 SPP_POOLS = (5, 9, 13)  # kernels of the stride-1 pools of spatial pyramid pooling, in the order of the cfgs
 RESNEXT_GROUPS = 32
@@ -67,15 +67,31 @@ class StageOutput(NamedTuple):
     tap: str
 
 
-def downsample(b: LayerBuilder, x: str, stage: Stage) -> str:
-    """Halve the resolution as the stage asks ("maxpool-same" keeps it, "none" does nothing)."""
-    if stage.downsample == "conv":
-        return b.conv("down", x, stage.channels, 3, 2)
-    if stage.downsample == "grouped-conv":
-        return b.conv("down", x, stage.channels, 3, 2, groups=RESNEXT_GROUPS)
-    if stage.downsample == "none":
-        return x
-    return b.max_pool("pool", x, 2, 2 if stage.downsample == "maxpool" else 1)
+def downsample(b: LayerBuilder, x: str, kind: Downsample, channels: int) -> tuple[str, ...]:
+    """Halve the resolution ("maxpool-same" keeps it, "none" does nothing); returns what is to be concatenated.
+
+    "conv-pool" takes half of the channels from a strided convolution behind a 1x1, the other half from a max pool with
+    a 1x1 behind it; "wide-conv-pool" does not narrow before the strided convolution (YOLOv7-E6 and larger). The pools
+    keep the number of channels.
+    """
+    if kind == "conv":
+        return (b.conv("down", x, channels, 3, 2),)
+    if kind == "grouped-conv":
+        return (b.conv("down", x, channels, 3, 2, groups=RESNEXT_GROUPS),)
+    if kind == "none":
+        return (x,)
+    if kind in ("maxpool", "maxpool-same"):
+        return (b.max_pool("pool", x, 2, 2 if kind == "maxpool" else 1),)
+    half = channels // 2
+    pooled = b.conv("pooled", b.max_pool("pool", x, 2, 2), channels - half)
+    before = b.conv("before", x, half if kind == "conv-pool" else b.channels[x])
+    return (b.conv("down", before, half, 3, 2), pooled)
+
+
+def entry(b: LayerBuilder, x: str, stage: Stage) -> str:
+    """What a backbone stage works on: its input at half the resolution, as the stage asks."""
+    parts = downsample(b, x, stage.downsample, stage.channels)
+    return parts[0] if len(parts) == 1 else b.concat("entry", *parts)
 
 
 def residual(b: LayerBuilder, x: str, hidden: int, channels: int) -> str:
@@ -158,6 +174,42 @@ def pcb_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
     return StageOutput(b.concat("concat", *straight, transition), transition)
 
 
+class Elan(NamedTuple):
+    """An efficient layer aggregation network: the widths of its convolutions, their number, and what is gathered."""
+
+    hidden: int  # of the two 1x1 that open it
+    growth: int  # of its 3x3
+    depth: int  # number of its 3x3, one after the other
+    out: int  # of the 1x1 that closes it
+    gathered: Gathered
+
+
+def elan(b: LayerBuilder, x: str, size: Elan) -> str:
+    """Two 1x1 side by side, a row of 3x3 behind the second; what is gathered is concatenated, last first (YOLOv7)."""
+    bypass = b.conv("bypass", x, size.hidden)
+    y = main = b.conv("main", x, size.hidden)
+    row = [y := b.conv(f"conv{index + 1}", y, size.growth, 3) for index in range(size.depth)]
+    gathered = row[::-1] if size.gathered == "all" else row[::-2]
+    return b.conv("out", b.concat("concat", *gathered, main, bypass), size.out)
+
+
+def extended_elan(b: LayerBuilder, x: str, size: Elan) -> str:
+    """Two ELANs on one input, summed: E-ELAN with its groups written out (YOLOv7-E6E)."""
+    with b.scope("first"):
+        first = elan(b, x, size)
+    with b.scope("second"):
+        second = elan(b, x, size)
+    return b.add("sum", Add(), first, second)
+
+
+def elan_stage(b: LayerBuilder, x: str, stage: Stage) -> StageOutput:
+    """A stage of one ELAN or extended ELAN, all of whose inner convolutions have one width."""
+    hidden = stage.hidden or stage.channels // 2
+    size = Elan(hidden, hidden, stage.depth, stage.out or stage.channels, stage.gathered)
+    out = (elan if stage.block == "elan" else extended_elan)(b, x, size)
+    return StageOutput(out, out)
+
+
 STAGES = {
     "conv": conv_stage,
     "residual": residual_stage,
@@ -165,24 +217,29 @@ STAGES = {
     "csp-wide": csp_stage,
     "resnext": resnext_stage,
     "pcb": pcb_stage,
+    "elan": elan_stage,
+    "e-elan": elan_stage,
 }
 
 
-def spatial_pyramid(b: LayerBuilder, x: str) -> str:
+def spatial_pyramid(b: LayerBuilder, x: str, *, input_first: bool = False) -> str:
     """Stride-1 max pools of 13, 9 and 5, then the input (SPP); the published P5-P7 concatenate the other way round."""
     pools = [b.max_pool(f"pool{kernel}", x, kernel, 1) for kernel in SPP_POOLS]
-    parts = (*reversed(pools), x) if b.norm_form == "branch" else (x, *pools)
+    parts = (x, *pools) if input_first or b.norm_form == "concat" else (*reversed(pools), x)
     return b.concat("pyramid", *parts)
 
 
-def spp_csp(b: LayerBuilder, x: str, width: int, *, lead: bool, pairs: int) -> str:
-    """Spatial pyramid pooling in a CSP block (CSPSPP of the paper's Figure 4)."""
+def spp_csp(b: LayerBuilder, x: str, neck: Neck) -> str:
+    """Spatial pyramid pooling in a CSP block (CSPSPP of the paper's Figure 4; without pairs, that of YOLOv7-tiny)."""
+    width = neck.widths[-1]
     bypass = b.branch_end("bypass", x, width)
     y = b.conv("main", x, width)
-    if lead:
+    if neck.spp_lead:
         y = b.conv("lead2", b.conv("lead1", y, width, 3), width)
-    y = spatial_pyramid(b, y)
-    for index in range(pairs):
+    y = spatial_pyramid(b, y, input_first=neck.spp_input_first)
+    if not neck.spp_pairs:
+        y = b.conv("pair1.conv1", y, width)
+    for index in range(neck.spp_pairs):
         y = b.conv(f"pair{index + 1}.conv1", y, width)
         y = b.conv(f"pair{index + 1}.conv2", y, width, 3)
     return b.conv("out", b.join(y, bypass), width)

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import Add, BatchNorm, Conv, Detect, Pool, Shape, is_buffer
+from scaledyolo.arch.training_parts import auxiliary_nodes, is_absorbed, parallel_convolutions
 
 # Header of a current .weights file: major, minor, revision (int32 each), images seen (uint64). YOLOv2's had 16 bytes.
 WEIGHTS_HEADER_BYTES = 20
@@ -123,7 +124,7 @@ def cost(graph: Graph, height: int | None = None, width: int | None = None) -> C
         height=height,
         width=width,
         params=params,
-        folded_params=_folded(graph, params),
+        folded_params=_folded(graph, rows),
         macs=macs,
         darknet_flops=2 * macs + sum(_darknet_extra(row) for row in rows),
         boxes=sum(
@@ -136,11 +137,27 @@ def cost(graph: Graph, height: int | None = None, width: int | None = None) -> C
     )
 
 
-def _folded(graph: Graph, params: int) -> int | None:
-    """Learned values once each normalisation became the bias of its convolution; None for stand-alone normalisation."""
+def _folded(graph: Graph, rows: list[NodeCost]) -> int | None:
+    """Learned values once all that is constant after training is multiplied out; None for stand-alone normalisation.
+
+    A normalisation becomes the bias of its convolution; what only training needs vanishes, see :mod:`.training_parts`.
+    """
     if any(isinstance(node.op, BatchNorm) for node in graph):
         return None
-    return params - sum(node.op.filters for node in graph if isinstance(node.op, Conv) and node.op.norm)
+    vanishing = set(auxiliary_nodes(graph))
+    vanishing |= {node.name for node in graph if is_absorbed(graph, node)}
+    for branches in parallel_convolutions(graph).values():
+        vanishing |= {node.name for node in sorted(branches, key=_kernel)[:-1]}
+    return sum(
+        row.params - (row.node.op.filters if isinstance(row.node.op, Conv) and row.node.op.norm else 0)
+        for row in rows
+        if row.node.name not in vanishing
+    )
+
+
+def _kernel(node: Node) -> int:
+    assert isinstance(node.op, Conv)
+    return node.op.kernel
 
 
 def _darknet_extra(row: NodeCost) -> int:

@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 from scaledyolo.arch.blocks import (
     STAGES,
+    Elan,
     LayerBuilder,
     downsample,
+    elan,
+    entry,
+    extended_elan,
     reversed_csp,
     reversed_dark,
     spp_csp,
     spp_dark,
 )
 from scaledyolo.arch.graph import Graph
-from scaledyolo.arch.ops import Conv, Detect, Reorg
-from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.arch.ops import Add, Conv, Detect, Implicit, Reorg, SpaceToDepth
+from scaledyolo.arch.spec import ModelSpec, Neck
 from scaledyolo.arch.subnet import cut_graph
 from scaledyolo.errors import SpecError
 
@@ -51,12 +55,15 @@ def lower(spec: ModelSpec) -> Graph:
 
 def backbone(b: LayerBuilder, spec: ModelSpec) -> dict[int, str]:
     """Stem and stages; returns the tap (node name) of each pyramid level that has one, by log2 of its stride."""
-    x = b.conv("stem", Graph.INPUT, spec.stem.channels, spec.stem.kernel, spec.stem.stride)
-    level = spec.stem.stride.bit_length() - 1
+    x = Graph.INPUT
+    if spec.stem.space_to_depth:
+        x = b.add("stem.space_to_depth", SpaceToDepth(order="column"), x)
+    x = b.conv("stem", x, spec.stem.channels, spec.stem.kernel, spec.stem.stride)
+    level = spec.stem.halvings
     taps: dict[int, str] = {}
     for number, stage in enumerate(spec.stages, start=1):
         with b.scope(f"stage{number}"):
-            x, tap = STAGES[stage.block](b, downsample(b, x, stage), stage)
+            x, tap = STAGES[stage.block](b, entry(b, x, stage), stage)
         level += stage.downsample not in ("none", "maxpool-same")
         taps[level] = tap
     return taps
@@ -83,9 +90,12 @@ class _Levels:
         b, spec = self._b, self._spec
         mask = spec.masks[level]
         with b.scope(f"head.{self.names[level]}"):
-            y = b.conv("conv", x, 2 * self.widths[level], 3)
-            filters = len(mask) * (5 + spec.num_classes)
-            raw = b.add("predict", Conv(filters, norm=False, bias=True), y)
+            width = 2 * self.widths[level]
+            y = _re_parameterised(b, x, width) if spec.head.conv == "rep" else b.conv("conv", x, width, 3)
+            known = b.add("add", Implicit("add"), y) if spec.head.implicit else y
+            raw = b.add("predict", self._prediction(level), known)
+            if spec.head.implicit:
+                raw = b.add("multiply", Implicit("multiply"), raw)
             detect = Detect(
                 anchors=spec.anchors,
                 mask=mask,
@@ -96,6 +106,25 @@ class _Levels:
             )
             b.add("detect", detect, raw)
         return y
+
+    def predict_auxiliary(self, level: int, x: str) -> None:
+        """Second head of a level, which only training needs: it ends in its raw map."""
+        b = self._b
+        with b.scope(f"head.auxiliary.{self.names[level]}"):
+            y = b.conv("conv", x, self._spec.head.auxiliary[level], 3)
+            b.add("predict", self._prediction(level), y)
+
+    def _prediction(self, level: int) -> Conv:
+        filters = len(self._spec.masks[level]) * (5 + self._spec.num_classes)
+        return Conv(filters, norm=False, bias=True)
+
+
+def _re_parameterised(b: LayerBuilder, x: str, width: int) -> str:
+    """RepConv: a 3x3 and a 1x1 side by side, summed, then activated; one 3x3 after training (YOLOv7)."""
+    with b.scope("rep"):
+        dense = b.conv("dense", x, width, 3, activation="linear")
+        pointwise = b.conv("pointwise", x, width, activation="linear")
+        return b.add("sum", Add(b.activation), dense, pointwise)
 
 
 def tiny_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
@@ -126,31 +155,46 @@ def fpn_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
 
 
 def path_aggregation_neck(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> None:
-    """Top-down then bottom-up paths (YOLOv4's PAN), of reversed Dark or reversed CSP stages; heads fine to coarse.
+    """Top-down then bottom-up paths (YOLOv4's PAN), of reversed Dark or CSP stages or ELANs; heads fine to coarse.
 
-    "csp-fpn" stops after the top-down path.
+    "csp-fpn" stops after the top-down path. Auxiliary heads read the top-down path.
     """
-    stage = reversed_csp if spec.neck.kind.startswith("csp") else reversed_dark
-    outputs = _top_down(b, spec, levels, stage)
+    outputs = _top_down(b, spec, levels)
+    seen = list(outputs)
     bottom_up = spec.neck.kind != "csp-fpn"
     if not spec.heads_last:
         levels.predict(0, outputs[0])
     for level in range(1, len(levels)):
         if bottom_up:
             with b.scope(f"neck.bottom_up.{levels.names[level]}"):
-                x = b.conv("down", outputs[level - 1], levels.widths[level], 3, 2)
-                x = b.concat("merge", x, outputs[level])
-                outputs[level] = stage(b, x, levels.widths[level], spec.neck.depth)
+                parts = downsample(b, outputs[level - 1], spec.neck.downsample, levels.widths[level])
+                x = b.concat("merge", *parts, outputs[level])
+                outputs[level] = _neck_stage(b, x, spec.neck, level)
         if not spec.heads_last:
             levels.predict(level, outputs[level])
     if spec.heads_last:
         for level, x in enumerate(outputs):
             levels.predict(level, x)
+    if spec.head.auxiliary:
+        for level, x in enumerate(seen):
+            levels.predict_auxiliary(level, _supervised(spec.neck, x))
 
 
-def _top_down(
-    b: LayerBuilder, spec: ModelSpec, levels: _Levels, stage: Callable[[LayerBuilder, str, int, int], str]
-) -> list[str]:
+def _supervised(neck: Neck, x: str) -> str:
+    """What an auxiliary head reads: of an extended ELAN the second half alone, before the sum."""
+    is_sum = neck.kind == "e-elan-pan" and x.endswith(".sum")
+    return x.removesuffix("sum") + "second.out" if is_sum else x
+
+
+def _neck_stage(b: LayerBuilder, x: str, neck: Neck, level: int) -> str:
+    if neck.is_elan:
+        size = Elan(neck.hidden[level], neck.growth[level], neck.depth, neck.widths[level], neck.gathered)
+        return (elan if neck.kind == "elan-pan" else extended_elan)(b, x, size)
+    stage = reversed_csp if neck.kind.startswith("csp") else reversed_dark
+    return stage(b, x, neck.widths[level], neck.depth)
+
+
+def _top_down(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> list[str]:
     top = len(levels) - 1
     outputs = [""] * len(levels)
     with b.scope(f"neck.top_down.{levels.names[top]}"):
@@ -160,14 +204,14 @@ def _top_down(
         with b.scope(f"neck.top_down.{levels.names[level]}"):
             up = b.upsample("upsample", b.conv("reduce", outputs[level + 1], width))
             lateral = b.conv("lateral", levels.taps[level], width)
-            outputs[level] = stage(b, b.concat("merge", lateral, up), width, spec.neck.depth)
+            outputs[level] = _neck_stage(b, b.concat("merge", lateral, up), spec.neck, level)
     return outputs
 
 
 def _coarsest(b: LayerBuilder, spec: ModelSpec, levels: _Levels) -> str:
     neck, tap, width = spec.neck, levels.taps[-1], levels.widths[-1]
-    if neck.kind.startswith("csp"):
-        return spp_csp(b, tap, width, lead=neck.spp_lead, pairs=neck.spp_pairs)
+    if neck.kind.startswith("csp") or neck.is_elan:
+        return spp_csp(b, tap, neck)
     return spp_dark(b, tap, width) if neck.spp else reversed_dark(b, tap, width, neck.depth)
 
 
@@ -198,6 +242,8 @@ NECKS: dict[str, Callable[[LayerBuilder, ModelSpec, _Levels], None]] = {
     "pan": path_aggregation_neck,
     "csp-fpn": path_aggregation_neck,
     "csp-pan": path_aggregation_neck,
+    "elan-pan": path_aggregation_neck,
+    "e-elan-pan": path_aggregation_neck,
     "passthrough": passthrough_neck,
     "plain": plain_neck,
 }

@@ -17,7 +17,7 @@ from scaledyolo.arch.blocks import RESNEXT_GROUPS
 from scaledyolo.arch.cost import node_costs
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.ops import Activate, Activation, Add, Affine, BatchNorm, Conv, Multiply
-from scaledyolo.arch.spec import ModelSpec, Stage
+from scaledyolo.arch.spec import ModelSpec, Neck, Stage
 from scaledyolo.errors import SpecError, UsageError
 
 Anchors: TypeAlias = tuple[tuple[float, float], ...]  # (width, height) in pixels
@@ -27,7 +27,7 @@ Masks: TypeAlias = tuple[tuple[int, ...], ...]  # positions in the list of ancho
 CHANNEL_MULTIPLE = 8
 
 # Necks whose number of pyramid levels is free.
-_PYRAMIDS = ("fpn", "pan", "csp-fpn", "csp-pan", "tiny")
+_PYRAMIDS = ("fpn", "pan", "csp-fpn", "csp-pan", "elan-pan", "e-elan-pan", "tiny")
 
 
 def scaled(
@@ -77,10 +77,18 @@ def scaled(
                 channels=wide(stage.channels, _stage_multiple(stage, multiple)),
                 depth=_odd(deep(stage.depth)) if stage.block == "conv" else deep(stage.depth),
                 hidden=None if stage.hidden is None else wide(stage.hidden),
+                out=None if stage.out is None else wide(stage.out),
             )
             for stage in spec.stages
         ),
-        neck=replace(spec.neck, widths=tuple(map(wide, spec.neck.widths)), depth=deep(spec.neck.depth)),
+        neck=replace(
+            spec.neck,
+            widths=tuple(map(wide, spec.neck.widths)),
+            depth=deep(spec.neck.depth),
+            hidden=tuple(map(wide, spec.neck.hidden)),
+            growth=tuple(map(wide, spec.neck.growth)),
+        ),
+        head=replace(spec.head, auxiliary=tuple(map(wide, spec.head.auxiliary))),
     )
 
 
@@ -118,7 +126,7 @@ def _suffix(width: Fraction, depth: Fraction, size: int | None) -> str:
 def num_stages(spec: ModelSpec) -> int:
     """How often the network halves its input: 5 for a P5 network, 6 for a P6."""
     stages = sum(stage.downsample not in ("none", "maxpool-same") for stage in spec.stages)
-    return spec.stem.stride.bit_length() - 1 + stages
+    return spec.stem.halvings + stages
 
 
 def with_stages(spec: ModelSpec, count: int, *, size: int | None = None, anchors: Anchors | None = None) -> ModelSpec:
@@ -146,10 +154,7 @@ def with_stages(spec: ModelSpec, count: int, *, size: int | None = None, anchors
         raise UsageError(f"{spec.name}: the level of its {spec.neck.kind!r} neck is fixed; stages cannot come or go")
     if levels < 1:
         raise UsageError(f"{spec.name}: {count} stages would leave no pyramid level; the least is {count - levels + 1}")
-    stages, widths = list(spec.stages), list(spec.neck.widths)
-    for _ in range(more):
-        stages.append(stages[-1])
-        widths.append(widths[-1])
+    stages = [*spec.stages, *spec.stages[-1:] * more]
     pool, masks = _level_anchors(spec, levels) if anchors is None else _shared_out(spec, levels, anchors)
     stride = 2**count
     return replace(
@@ -157,11 +162,22 @@ def with_stages(spec: ModelSpec, count: int, *, size: int | None = None, anchors
         name=f"{spec.name}-p{count}" if more else spec.name,
         size=size or -(-spec.size // stride) * stride,
         stages=tuple(stages[: len(spec.stages) + more]),
-        neck=replace(spec.neck, widths=tuple(widths[:levels])),
+        neck=_with_levels(spec.neck, levels),
+        head=replace(spec.head, auxiliary=_continued(spec.head.auxiliary, levels)),
         anchors=pool,
         masks=masks,
         scale_xy=(spec.scale_xy + spec.scale_xy[-1:] * max(more, 0))[:levels],
     )
+
+
+def _with_levels(neck: Neck, levels: int) -> Neck:
+    widths, hidden, growth = (_continued(values, levels) for values in (neck.widths, neck.hidden, neck.growth))
+    return replace(neck, widths=widths, hidden=hidden, growth=growth)
+
+
+def _continued(values: tuple[int, ...], levels: int) -> tuple[int, ...]:
+    """One value for each level: those of new levels repeat the coarsest one's; none stay none."""
+    return (values + values[-1:] * levels)[:levels]
 
 
 def _level_anchors(spec: ModelSpec, levels: int) -> tuple[Anchors, Masks]:

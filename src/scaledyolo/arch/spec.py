@@ -8,10 +8,12 @@ from typing import Any, Literal
 from scaledyolo.arch.ops import Activation, Decoding
 from scaledyolo.errors import SpecError
 
-Block = Literal["conv", "residual", "csp", "csp-wide", "resnext", "pcb"]
-Downsample = Literal["conv", "grouped-conv", "maxpool", "maxpool-same", "none"]
-NeckKind = Literal["fpn", "pan", "csp-fpn", "csp-pan", "tiny", "passthrough", "plain"]
+Block = Literal["conv", "residual", "csp", "csp-wide", "resnext", "pcb", "elan", "e-elan"]
+Downsample = Literal["conv", "grouped-conv", "maxpool", "maxpool-same", "conv-pool", "wide-conv-pool", "none"]
+NeckKind = Literal["fpn", "pan", "csp-fpn", "csp-pan", "elan-pan", "e-elan-pan", "tiny", "passthrough", "plain"]
 NormForm = Literal["branch", "concat"]
+Gathered = Literal["even", "all"]  # of the convolutions of an ELAN: every second one from the last, or every one
+HeadConv = Literal["conv", "rep"]
 
 PARTITIONS = ((1, 3), (2, 2), (3, 1))  # the ways to share out the four slices of a "pcb" (paper Table 9)
 
@@ -23,6 +25,12 @@ class Stem:
     channels: int
     kernel: int = 3
     stride: int = 1
+    space_to_depth: bool = False  # blocks of 2 x 2 pixels become channels before it (YOLOv7-W6 and larger)
+
+    @property
+    def halvings(self) -> int:
+        """How often it halves the resolution."""
+        return self.stride.bit_length() - 1 + self.space_to_depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +38,9 @@ class Stage:
     """One backbone stage: a downsampling, then ``depth`` repetitions of its block.
 
     ``channels`` is the width of the computation: what the stage puts out, except for "pcb" and "resnext", whose
-    concatenation puts out twice as much. ``hidden`` is the width inside a residual (default half). ``partition`` is the
-    a x b of a "pcb" (paper Table 9): a of its four slices go straight out, b through the transition.
+    concatenation puts out twice as much, and "elan", which puts out ``out`` channels where that is given. ``hidden`` is
+    the width inside a residual or an "elan" (default half). ``partition`` is the a x b of a "pcb" (paper Table 9): a of
+    its four slices go straight out, b through the transition.
     """
 
     block: Block
@@ -41,6 +50,8 @@ class Stage:
     hidden: int | None = None
     partition: tuple[int, int] = (2, 2)
     split_activation: Activation | None = None  # of the two convolutions that open a "resnext" stage
+    out: int | None = None  # channels that an "elan" puts out, where they are not ``channels``
+    gathered: Gathered = "even"  # which of its ``depth`` convolutions an "elan" concatenates
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.depth < 0:
@@ -53,8 +64,10 @@ class Stage:
 class Neck:
     """What lies between backbone and heads; ``widths`` are its output channels from the finest level to the coarsest.
 
-    ``depth`` counts the convolution pairs of each reversed (CSP) stage. ``spp`` pools follow ``spp_lead`` convolutions
-    (a 3x3 and a 1x1) and are followed by ``spp_pairs`` pairs; in the CSP necks they form the SPPCSP block.
+    ``depth`` counts the convolution pairs of each reversed (CSP) stage, or the 3x3 convolutions of each ELAN, whose
+    widths are ``hidden`` (of its two 1x1) and ``growth`` (of its 3x3), by level. ``spp`` pools follow ``spp_lead``
+    convolutions (a 3x3 and a 1x1) and are followed by ``spp_pairs`` pairs, or the first convolution of a pair where
+    that is 0; in the CSP and ELAN necks they form the SPPCSP block.
     """
 
     kind: NeckKind
@@ -63,6 +76,38 @@ class Neck:
     spp: bool = True
     spp_lead: bool = True
     spp_pairs: int = 1
+    spp_input_first: bool = False  # concatenated as [x, 5, 9, 13], as the "concat" form always is; else [13, 9, 5, x]
+    hidden: tuple[int, ...] = ()
+    growth: tuple[int, ...] = ()
+    gathered: Gathered = "all"
+    downsample: Downsample = "conv"  # on the bottom-up path
+
+    @property
+    def is_elan(self) -> bool:
+        """Whether its stages are (extended) ELANs."""
+        return self.kind in ("elan-pan", "e-elan-pan")
+
+    def __post_init__(self) -> None:
+        wanted = len(self.widths) if self.is_elan else 0
+        if (len(self.hidden), len(self.growth)) != (wanted, wanted):
+            raise SpecError(
+                f"a neck {self.kind!r} of {len(self.widths)} levels needs {wanted} values each of hidden and growth, "
+                f"got {len(self.hidden)} and {len(self.growth)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What predicts, at every level. All but the defaults is YOLOv7's, and vanishes for inference.
+
+    ``conv`` "rep" has a 1x1 convolution beside the 3x3, summed before the activation. ``implicit`` adds a learned
+    vector before the prediction and multiplies one after it. ``auxiliary`` are the widths, finest level first, of the
+    second heads by which the top-down path is trained.
+    """
+
+    conv: HeadConv = "conv"
+    implicit: bool = False
+    auxiliary: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +135,7 @@ class ModelSpec:
     norm_eps: float = 1e-5
     norm_momentum: float = 0.03
     heads_last: bool = False  # heads after the whole neck instead of each at its level
+    head: Head = Head()
     resize: Literal["letterbox", "stretch"] = "letterbox"
     subnet: str = ""  # the once-for-all cut that is left of it (arch.subnet), such as "without-stage-p7"; empty: all
 
@@ -100,6 +146,8 @@ class ModelSpec:
             raise SpecError(f"{self.name}: {len(self.masks)} anchor masks for {len(self.neck.widths)} pyramid levels")
         if self.scale_xy and len(self.scale_xy) != len(self.masks):
             raise SpecError(f"{self.name}: {len(self.scale_xy)} values of scale_xy for {len(self.masks)} levels")
+        if self.head.auxiliary and len(self.head.auxiliary) != len(self.masks):
+            raise SpecError(f"{self.name}: {len(self.head.auxiliary)} auxiliary heads for {len(self.masks)} levels")
 
     def with_classes(self, num_classes: int) -> ModelSpec:
         """The same network for another number of classes."""

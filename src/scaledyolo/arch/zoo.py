@@ -11,44 +11,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from scaledyolo.arch.anchors import (
+    ANCHORS_P5,
+    ANCHORS_P6,
+    ANCHORS_P7,
+    ANCHORS_TINY,
+    ANCHORS_V2,
+    ANCHORS_V2_VOC,
+    ANCHORS_V3,
+    ANCHORS_V4,
+    Anchors,
+    level_masks,
+)
 from scaledyolo.arch.ops import Activation
 from scaledyolo.arch.spec import Block, Downsample, ModelSpec, Neck, NeckKind, Stage, Stem
+from scaledyolo.arch.zoo_v7 import v7_family, v7_training_forms
 from scaledyolo.errors import UsageError, nearest
-
-Anchors = tuple[tuple[float, float], ...]
-
-
-def _pairs(text: str) -> Anchors:
-    values = [tuple(map(float, pair.split(","))) for pair in text.split()]
-    return tuple((width, height) for width, height in values)
-
-
-# Anchors (width,height) in pixels, finest level first.
-ANCHORS_V3 = _pairs("10,13 16,30 33,23 30,61 62,45 59,119 116,90 156,198 373,326")
-ANCHORS_V4 = _pairs("12,16 19,36 40,28 36,75 76,55 72,146 142,110 192,243 459,401")
-ANCHORS_TINY = _pairs("10,14 23,27 37,58 81,82 135,169 344,319")
-ANCHORS_P5 = _pairs("13,17 31,25 24,51 61,45 48,102 119,96 97,189 217,184 171,384 324,451 616,618 800,800")
-ANCHORS_P6 = _pairs(
-    "13,17 31,25 24,51 61,45 61,45 48,102 119,96 97,189 "
-    "97,189 217,184 171,384 324,451 324,451 545,357 616,618 1024,1024"
-)
-ANCHORS_P7 = _pairs(
-    "13,17 22,25 27,66 55,41 57,88 112,69 69,177 136,138 136,138 287,114 134,275 268,248 "
-    "268,248 232,504 445,416 640,640 812,393 477,808 1070,908 1408,1408"
-)
-
-
-def _cells(text: str) -> Anchors:
-    """YOLOv2 lists its anchors in cells of 32 pixels."""
-    return tuple((width * 32, height * 32) for width, height in _pairs(text))
-
-
-ANCHORS_V2 = _cells("0.57273,0.677385 1.87446,2.06253 3.33843,5.47434 7.88282,3.52778 9.77052,9.16828")
-ANCHORS_V2_VOC = _cells("1.3221,1.73145 3.19275,4.00944 5.05587,8.09892 9.47112,4.84053 11.2364,10.0071")
-
-
-def _masks(levels: int, per_level: int = 3) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(range(level * per_level, (level + 1) * per_level)) for level in range(levels))
 
 
 def _stages(block: Block, widths: tuple[int, ...], depths: tuple[int, ...]) -> tuple[Stage, ...]:
@@ -82,7 +60,7 @@ def yolov3(name: str, size: int, *, spp: bool) -> ModelSpec:
         stages=DARKNET53,
         neck=Neck("fpn", _NECK, spp=spp),
         anchors=ANCHORS_V3,
-        masks=_masks(3),
+        masks=level_masks(3),
         activation="leaky",
         decoding="exp",
         resize="stretch",
@@ -111,7 +89,7 @@ def csp(name: str, size: int = 640, activation: Activation = "mish") -> ModelSpe
         stages=CSP_DARKNET53S,
         neck=Neck("csp-pan", _NECK),
         anchors=ANCHORS_V4,
-        masks=_masks(3),
+        masks=level_masks(3),
         activation=activation,
     )
 
@@ -147,7 +125,7 @@ def large(name: str, size: int, num_stages: int, width: float, anchors: Anchors)
         stages=_stages("csp", tuple(map(wide, _LARGE_WIDTHS[:num_stages])), _LARGE_DEPTHS[:num_stages]),
         neck=Neck("csp-pan", tuple(map(wide, _LARGE_NECK[: num_stages - 2])), depth=3),
         anchors=anchors,
-        masks=_masks(num_stages - 2, 4),
+        masks=level_masks(num_stages - 2, 4),
         norm_form="concat",
         norm_eps=1e-3,
         heads_last=True,
@@ -172,7 +150,7 @@ def tiny(name: str, *, size: int = 416, partition: tuple[int, int] = (2, 2), lev
         for width, down in zip((64, 128, 256), downsamples, strict=True)
     )
     # The two-level network leaves its first anchor unused and reads the fourth on both levels, as published.
-    masks = ((1, 2, 3), (3, 4, 5)) if levels == 2 else _masks(3)
+    masks = ((1, 2, 3), (3, 4, 5)) if levels == 2 else level_masks(3)
     return ModelSpec(
         name=name,
         size=size,
@@ -303,9 +281,13 @@ def _all() -> Iterator[ModelSpec]:
     yield tiny("table9-cosa-1x3x", partition=(1, 3))
     yield tiny("table9-cosa-3x1x", partition=(3, 1))
     yield tiny_csp_darknet("table9-tinycd53s")
+    yield from v7_family()
 
 
 ZOO: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in _all()})
+
+# As YOLOv7 is trained; found by name, but listed under the name of the network only.
+TRAINING_FORMS: Mapping[str, ModelSpec] = MappingProxyType({spec.name: spec for spec in v7_training_forms()})
 
 # Other names by which the networks are known: papers, repositories, the acceptance table.
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -334,6 +316,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "tinycd53s": "table9-tinycd53s",
         "tiny-yolov3": "yolov3-tiny",
         "tiny-yolov4": "yolov4-tiny",
+        "yolov7-x": "yolov7x",
+        **{name.replace("-training", "-deploy"): name.removesuffix("-training") for name in TRAINING_FORMS},
         **{
             f"table8-{backbone}-{neck}": f"table8-{backbone}-{neck}-mish"
             for backbone in TABLE8_BACKBONES
@@ -344,13 +328,15 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 
 
 def find(name: str) -> ModelSpec:
-    """The spec of a zoo name or alias, in any case.
+    """The spec of a zoo name or alias, in any case; with "-training" behind it the form in which YOLOv7 is trained.
 
     Raises:
         UsageError: there is no such network; names the nearest.
     """
     key = name.lower()
     key = ALIASES.get(key, key)
+    if key in TRAINING_FORMS:
+        return TRAINING_FORMS[key]
     if key not in ZOO:
         raise UsageError(f"there is no network named {name!r} in the zoo.{nearest(key, [*ZOO, *ALIASES])}")
     return ZOO[key]

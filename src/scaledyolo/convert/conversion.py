@@ -135,7 +135,7 @@ def _read_torch(source: Path, options: Options) -> _Source:
         category_ids=category_ids_of(names),
         provenance=_torch_provenance(source, foreign, model.layout, options),
     )
-    used = set(model.keys.values())
+    used = model.absorbed.union(model.keys.values())
     return _Source(
         checkpoint,
         _layers(graph, foreign_sources(graph, model.keys)),

@@ -17,6 +17,7 @@ from scaledyolo.classes import category_ids_of, default_category_ids, default_na
 from scaledyolo.convert.darknet_cfg import DarknetModel, read_cfg
 from scaledyolo.convert.darknet_weights import DarknetWeights, read_weights
 from scaledyolo.convert.recognise import as_logits, recognise, rename
+from scaledyolo.errors import ConversionError
 
 PathLike = str | os.PathLike[str]
 
@@ -79,7 +80,16 @@ def checkpoint_of(
 
 
 def from_darknet(spec: ModelSpec, weights: PathLike) -> Checkpoint:
-    """Official .weights for a network of the zoo, whose nodes stand in the order of its cfg."""
+    """Official .weights for a network of the zoo, whose nodes stand in the order of its cfg.
+
+    Raises:
+        ConversionError: the nodes of this network do not (YOLOv7), so that the cfg is needed.
+    """
+    if spec.neck.is_elan:
+        raise ConversionError(
+            f"{weights}: Darknet's file of {spec.name} has its layers in an order that its cfg alone tells; give that "
+            "cfg too (--cfg, or beside the weights under the same name), or take the PyTorch file"
+        )
     graph = lower(spec)
     read = read_weights(weights, graph)
     return Checkpoint(

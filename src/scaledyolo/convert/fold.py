@@ -5,6 +5,8 @@
 * per-channel affine maps, implicit vectors among them, -> into the convolution before or after them:
   ``s·(W∗x + b) + t`` and ``W∗(s·x + t) + b``; so a head of YOLOR becomes ``W' = m·W``, ``b' = m·(b + W·a)``
 * learned weights of a sum -> their normalised values
+* parallel convolutions that are summed -> one, see :mod:`scaledyolo.convert.reparameterise`
+* what no head reads (auxiliary heads) -> nothing
 * parallel max pools (SPP) -> a cascade of small ones, exactly equal
 
 Everything is computed in float64 and stored in float32. Graph and weights that come in are left as they are.
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 
 from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import SUM_EPSILON, Add, Affine, BatchNorm, Conv, Implicit, Pool
+from scaledyolo.arch.training_parts import auxiliary_nodes
+from scaledyolo.convert.reparameterise import merge_parallel, norm_as_affine
 from scaledyolo.weights import Array, Weights, check_weights
 
 Float64: TypeAlias = NDArray[np.float64]
@@ -41,12 +45,33 @@ def fold(graph: Graph, weights: Mapping[str, Array]) -> tuple[Graph, Weights]:
         CheckpointError: the weights are not those of the graph.
     """
     check_weights(graph, weights)
+    graph, weights = merge_parallel(*without_auxiliary(graph, weights))
     folded: Weights = {}
     nodes = tuple(_fold_node(graph, node, weights, folded) for node in graph)
     graph = graph.with_nodes(nodes)
     graph = _merge_affines(graph, folded, _affine_names(graph), _merge_backward)
     # Forward, the map next to a convolution has to go first, to make room for the one before it.
     graph = _merge_affines(graph, folded, reversed(_affine_names(graph)), _merge_forward)
+    return graph, {name: folded[name] for name in graph.parameters}
+
+
+def without_auxiliary(graph: Graph, weights: Mapping[str, Array]) -> tuple[Graph, Weights]:
+    """The network without what no head reads; arrays are shared."""
+    gone = auxiliary_nodes(graph)
+    kept = graph.with_nodes(tuple(node for node in graph if node.name not in gone)) if gone else graph
+    return kept, {name: weights[name] for name in kept.parameters}
+
+
+def fold_implicit(graph: Graph, weights: Mapping[str, Array]) -> tuple[Graph, Weights]:
+    """Multiply implicit vectors into the convolutions around them, normalisation left alone: ``W' = m·W``, ...
+
+    Arrays that did not change are shared, not copied.
+    """
+    folded: Weights = dict(weights)
+    names = [node.name for node in graph if isinstance(node.op, Implicit)]
+    graph = _merge_affines(graph, folded, names, _merge_backward)
+    names = [name for name in reversed(names) if any(node.name == name for node in graph)]
+    graph = _merge_affines(graph, folded, names, _merge_forward)
     return graph, {name: folded[name] for name in graph.parameters}
 
 
@@ -94,14 +119,14 @@ def _fold_node(graph: Graph, node: Node, weights: Mapping[str, Array], folded: W
     """Fold what concerns the node alone; its tensors go into ``folded``."""
     name, op = node.name, node.op
     if isinstance(op, Conv) and op.norm:
-        scale, shift = _norm_as_affine(weights, f"{name}.norm.", graph.norm_eps)
+        scale, shift = norm_as_affine(weights, f"{name}.norm.", graph.norm_eps)
         if op.bias:
             shift = shift + scale * weights[f"{name}.bias"]
         folded[f"{name}.weight"] = _scaled(weights[f"{name}.weight"], scale[:, None, None, None])
         folded[f"{name}.bias"] = shift.astype(np.float32)
         return replace(node, op=replace(op, norm=False, bias=True))
     if isinstance(op, BatchNorm):
-        scale, shift = _norm_as_affine(weights, f"{name}.", graph.norm_eps)
+        scale, shift = norm_as_affine(weights, f"{name}.", graph.norm_eps)
         folded[f"{name}.scale"], folded[f"{name}.bias"] = scale.astype(np.float32), shift.astype(np.float32)
         return replace(node, op=Affine(op.activation))
     if isinstance(op, Add) and op.weights != "none":
@@ -127,15 +152,6 @@ def normalised_sum_weights(weights: Array, normalization: str) -> Array:
         values = np.exp(values - values.max(axis=0, keepdims=True))
         values = values / values.sum(axis=0, keepdims=True)
     return values.astype(np.float32)
-
-
-def _norm_as_affine(weights: Mapping[str, Array], prefix: str, eps: float) -> tuple[Float64, Float64]:
-    """Batch normalisation with fixed statistics as (scale, shift), float64, one value a channel."""
-    gamma, beta, mean, var = (
-        weights[prefix + key].astype(np.float64) for key in ("weight", "bias", "running_mean", "running_var")
-    )
-    scale = gamma / np.sqrt(var + eps)
-    return scale, beta - mean * scale
 
 
 def _scaled(weight: Array, scale: Float64) -> Array:

@@ -1,8 +1,8 @@
 """Foreign PyTorch checkpoints become weights of our networks: which layout, which network, which tensor goes where.
 
-Three layouts are understood: modules numbered by a yaml file (:mod:`yaml_layout`: P5, P6, P7, csp), modules numbered by
-a Darknet cfg (:mod:`section_layout`: csp, tiny, YOLOR-like), and state dicts of our own networks. Every parameter needs
-a tensor of its shape and every tensor a parameter.
+Four layouts are understood: modules numbered by a yaml file (:mod:`yaml_layout`: P5, P6, P7, csp; :mod:`elan_layout`:
+YOLOv7, in whichever form), modules numbered by a Darknet cfg (:mod:`section_layout`: csp, tiny, YOLOR-like), and state
+dicts of our own networks. Every parameter needs a tensor of its shape and every tensor a parameter.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.ops import Activation, ChannelSplit, Conv, Decoding
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ZOO, find
+from scaledyolo.convert.elan_layout import deploy_note, deployed, elan_map, is_elan_layout
 from scaledyolo.convert.key_map import (
     KeyMap,
     Tensors,
@@ -46,6 +47,7 @@ class ForeignModel:
         spec: the spec of the graph where it has one.
         class_names: names that the file carries.
         notes: what had to be assumed, one sentence each.
+        absorbed: tensors that became part of others or that only training needs.
     """
 
     graph: Graph
@@ -55,6 +57,7 @@ class ForeignModel:
     spec: ModelSpec | None = None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    absorbed: frozenset[str] = frozenset()
 
 
 def read_foreign(
@@ -87,6 +90,10 @@ def read_foreign(
         raise ConversionError(
             f"its tensors (such as {next(iter(tensors))!r}) are not numbered by sections of a cfg; leave --cfg out"
         )
+    elif is_yaml_layout(tensors) and is_elan_layout(tensors):
+        layout = "modules of a yaml file"
+        found = elan_map(checkpoint, network)
+        notes = tuple(filter(None, (deploy_note(found),)))
     elif is_yaml_layout(tensors):
         layout = "modules of a yaml file"
         found, notes = yaml_map(checkpoint, network), ()
@@ -98,14 +105,16 @@ def read_foreign(
     difference = found.difference(tensors)
     if difference:
         raise ConversionError(f"it does not fit {found.graph.name} ({found.graph.num_classes} classes): {difference}")
+    final, weights = deployed(found, found.take(tensors))
     return ForeignModel(
-        graph=found.graph,
-        weights=found.take(tensors),
-        keys=found.keys,
+        graph=final.graph,
+        weights=weights,
+        keys=final.keys,
         layout=layout,
-        spec=found.spec,
-        class_names=recorded_names(checkpoint, found.graph.num_classes),
+        spec=final.spec,
+        class_names=recorded_names(checkpoint, final.graph.num_classes),
         notes=notes,
+        absorbed=frozenset(found.keys.values()) - frozenset(final.keys.values()),
     )
 
 
@@ -158,7 +167,8 @@ def _by_nodes(
     if not maps:
         raise ConversionError(
             f"its tensors are named as in no layout that is understood (such as {next(iter(tensors))!r}); understood "
-            "are model.<module>. of YOLOv4-P5, P6, P7, module_list.<section>. of networks built from a cfg, and our own"
+            "are model.<module>. of YOLOv4-P5, P6, P7 and YOLOv7, module_list.<section>. of networks built from a cfg, "
+            "and our own"
         )
     found, notes = _choose(maps, tensors, recorded_activation(checkpoint))
     return _with_norm_eps(found, recorded_norm_eps(checkpoint)), notes

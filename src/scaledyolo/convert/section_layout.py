@@ -65,7 +65,8 @@ def zoo_maps(tensors: Tensors, decoding: Decoding | None) -> Iterator[KeyMap]:
 
 
 def _is_numbered_by_cfg(spec: ModelSpec) -> bool:
-    return spec.norm_form == "branch" and spec.decoding != "region"
+    """Whether that code trains it from a cfg whose sections stand in the order of our nodes; YOLOv7's do not."""
+    return spec.norm_form == "branch" and spec.decoding != "region" and not spec.neck.is_elan
 
 
 def network_map(spec: ModelSpec, tensors: Tensors, decoding: Decoding | None) -> KeyMap:

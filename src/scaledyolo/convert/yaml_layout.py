@@ -21,12 +21,12 @@ from scaledyolo.arch.zoo import ZOO, find
 from scaledyolo.convert.key_map import (
     KeyMap,
     Tensors,
-    anchor_tensor,
     recorded_activation,
     recorded_norm_eps,
     weight_tensors,
 )
 from scaledyolo.convert.torch_pickle import ForeignCheckpoint
+from scaledyolo.convert.yaml_head import check_not_fused, with_head
 from scaledyolo.errors import ConversionError
 
 _KEY = re.compile(r"model\.(\d{1,4})\.(.+)")
@@ -86,7 +86,7 @@ def yaml_map(checkpoint: ForeignCheckpoint, network: str | None = None) -> KeyMa
                 f"but {spec.name} is built otherwise"
             )
     eps = recorded_norm_eps(checkpoint)
-    spec = _with_head(spec, tensors, checkpoint)
+    spec = with_head(spec, tensors, checkpoint)
     spec = replace(spec, norm_eps=eps if eps is not None else spec.norm_eps)
     graph = lower(spec)
     return KeyMap(graph, parameter_keys(spec, graph), spec)
@@ -220,14 +220,7 @@ class _Shapes:
     def _pooling(self) -> int:
         """Number of the module of spatial pyramid pooling, the only one with seven convolutions."""
         with_seven = [n for n in sorted(set(self.numbers)) if f"model.{n}.cv7.conv.weight" in self.tensors]
-        marks = ("rbr_dense", ".ia.", ".im.", ".m2.")
-        is_v7 = any(mark in key for key in self.tensors for mark in marks)
-        if is_v7 or any(f"model.{number}.cv2.conv.weight" in self.tensors for number in with_seven):
-            raise ConversionError("it is a YOLOv7 network, which this version cannot convert")
-        if not any(key.endswith(("bn.weight", "bn.running_mean")) for key in self.tensors):
-            raise ConversionError(
-                "it has no batch normalisation, so it was fused for inference; convert the checkpoint from before that"
-            )
+        check_not_fused(self.tensors)
         if len(with_seven) != 1 or with_seven[0] % 2 == 0:
             raise self._foreign("no module is the CSP pooling block with the convolutions cv1 to cv7")
         return with_seven[0]
@@ -252,46 +245,5 @@ class _Shapes:
         known = ", ".join(_yaml_networks())
         return ConversionError(
             f"{reason}; files named by module numbers are converted if they have the layout of {known} (any width and "
-            "depth), not those of YOLOv5, YOLOv7 and others"
+            "depth), or that of YOLOv7's networks, not those of YOLOv5 and others"
         )
-
-
-def _with_head(spec: ModelSpec, tensors: Tensors, checkpoint: ForeignCheckpoint) -> ModelSpec:
-    """Anchors of the file (training may have replaced them) and the class count of its predictions."""
-    num_levels = len(spec.neck.widths)
-    anchors = _anchors(checkpoint, num_levels, finest_stride=2 ** (len(spec.stages) - num_levels + 1))
-    if anchors is not None:
-        per_level = len(anchors) // num_levels
-        masks = tuple(tuple(range(i * per_level, (i + 1) * per_level)) for i in range(num_levels))
-        spec = replace(spec, anchors=anchors, masks=masks)
-    elif not any((spec.stages, spec.neck) == (known.stages, known.neck) for known in ZOO.values()):
-        raise ConversionError("it holds no anchors (anchor_grid), which only networks of the zoo can do without")
-    per_level = len(spec.masks[0])
-    key = next((key for key in tensors if key.endswith(".m.0.weight")), "")
-    filters = tensors[key].shape[0] if key and tensors[key].ndim else 0
-    classes, rest = divmod(filters - 5 * per_level, per_level)
-    if rest or classes < 1:
-        raise ConversionError(
-            f"tensor {key or 'm.0.weight'!r} has {filters} filters, which is not {per_level} anchors times "
-            "(5 + classes)"
-        )
-    return replace(spec, num_classes=classes)
-
-
-def _anchors(
-    checkpoint: ForeignCheckpoint, num_levels: int, finest_stride: int
-) -> tuple[tuple[float, float], ...] | None:
-    """Anchors in pixels, finest level first: the anchor_grid, or else the anchors, which are in cells of each level."""
-    values, num_axes, unit = anchor_tensor(checkpoint, "anchor_grid"), 6, 1
-    if values is None:
-        values, num_axes, unit = anchor_tensor(checkpoint, "anchors"), 3, finest_stride
-    if values is None:
-        return None
-    if values.ndim != num_axes or values.shape[0] != num_levels or values.shape[-1] != 2 or not values.size:
-        raise ConversionError(f"its anchors of shape {values.shape} are not made for {num_levels} levels")
-    levels = values.astype(float).reshape(num_levels, -1, 2).tolist()
-    scales = [1.0 if unit == 1 else float(unit << level) for level in range(num_levels)]
-    anchors = [(w * scale, h * scale) for level, scale in zip(levels, scales, strict=True) for w, h in level]
-    if not all(0 < side < float("inf") for pair in anchors for side in pair):
-        raise ConversionError("its anchors are not positive numbers")
-    return tuple(anchors)
