@@ -108,6 +108,11 @@ def test_any_safetensors_reader_sees_the_weights_and_the_description(zoo_checkpo
     assert json.loads(metadata["provenance"])["licence"] == "none"
 
 
+def _graph_of(node: str) -> str:
+    """The JSON of a network of one node."""
+    return f'{{"name": "g", "height": 32, "width": 32, "nodes": [{{"name": "x", {node}}}]}}'
+
+
 def _first_name(path: Path) -> str:
     return next(iter(load_file(path)))
 
@@ -125,6 +130,15 @@ def _first_name(path: Path) -> str:
         ({"class_names": None}, "damaged"),
         ({"category_ids": "[1, 2, 3]"}, "3 category ids for a network of 2 classes"),
         ({"provenance": "[]"}, "damaged"),
+        ({"category_ids": "[Infinity, 1]"}, "damaged"),
+        ({"spec": "[" * 100_000}, "nested too deeply"),
+        (
+            {"spec": None, "graph": _graph_of('"op": "conv", "filters": 1, "stride": [0, 1], "inputs": ["image"]')},
+            "suit",
+        ),
+        ({"spec": None, "graph": _graph_of('"op": "conv", "filters": 7, "groups": 0, "inputs": ["image"]')}, "suit"),
+        ({"spec": None, "graph": _graph_of('"op": "conv", "filters": 7, "inputs": []')}, "0 inputs do not suit"),
+        ({"spec": None, "graph": _graph_of('"op": "concat", "inputs": []')}, "0 inputs do not suit"),
     ],
 )
 def test_descriptions_that_are_damaged_are_refused_with_the_file(zoo_file, tmp_path, change, words):
@@ -133,6 +147,22 @@ def test_descriptions_that_are_damaged_are_refused_with_the_file(zoo_file, tmp_p
         load_checkpoint(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("BF16", 2), ("F8_E4M3", 1), ("I64", 8)])
+def test_weights_of_another_type_are_refused(tmp_path, dtype, itemsize):
+    nodes = [
+        {"name": "predict", "op": "conv", "inputs": ["image"], "filters": 6, "norm": False},
+        {"name": "detect", "op": "detect", "inputs": ["predict"], "anchors": [[1, 2]], "mask": [0], "num_classes": 1},
+    ]
+    graph = {"name": "g", "height": 32, "width": 32, "nodes": nodes}
+    facts = {"graph": json.dumps(graph), "class_names": '["a"]', "category_ids": "null", "provenance": "{}"}
+    tensor = {"dtype": dtype, "shape": [6, 3, 1, 1], "data_offsets": [0, 18 * itemsize]}
+    header = json.dumps({"__metadata__": {"format": "scaledyolo/1", **facts}, "predict.weight": tensor}).encode()
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(18 * itemsize))
+    with pytest.raises(CheckpointError, match=f"'predict.weight' is stored as {dtype}; save it as float32"):
+        load_checkpoint(path)
 
 
 def test_an_unknown_key_of_the_spec_is_named(zoo_file, tmp_path):

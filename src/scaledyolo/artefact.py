@@ -28,7 +28,7 @@ from scaledyolo.arch.graph import Resize
 from scaledyolo.arch.ops import Detect
 from scaledyolo.checkpoint import Description
 from scaledyolo.errors import FormatError, SpecError
-from scaledyolo.strict import from_mapping
+from scaledyolo.strict import from_mapping, parse_json
 
 FORMAT: Final = "scaledyolo-artefact/1"
 
@@ -171,8 +171,8 @@ class ModelFacts:
                 "export the model with `scaledyolo export`"
             )
         try:
-            return _facts({key: json.loads(value) for key, value in metadata.items() if key in _KEYS}, where)
-        except (KeyError, ValueError, TypeError, AttributeError, SpecError) as error:
+            return _facts({key: parse_json(value) for key, value in metadata.items() if key in _KEYS}, where)
+        except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, SpecError) as error:
             raise FormatError(f"{where}: its metadata is damaged ({error!r})") from None
 
 
@@ -185,35 +185,30 @@ _KEYS: Final = frozenset(
 
 
 def _facts(values: Mapping[str, Any], where: str) -> ModelFacts:
-    size, ids, nms = values["input"], values["category_ids"], values["nms"]
-    quantisation = values.get("quantisation")
-    facts = ModelFacts(
-        name=str(values["name"]),
-        class_names=tuple(map(str, values["class_names"])),
-        category_ids=None if ids is None else tuple(map(int, ids)),
-        height=int(size["height"]),
-        width=int(size["width"]),
-        channels=int(size["channels"]),
-        resize=size["resize"],
-        detects=tuple(
-            from_mapping(Detect, head, f"{where}: head {row}", SpecError) for row, head in enumerate(values["heads"])
-        ),
-        strides=tuple(map(int, values["strides"])),
-        max_stride=int(values.get("max_stride", 0)),
-        dynamic=bool(values["dynamic"]),
-        batch=values["batch"],
-        nms=None if nms is None else from_mapping(EmbeddedNms, nms, f"{where}: nms", SpecError),
-        storage=values["storage"],
-        quantisation=(
-            None
-            if quantisation is None
-            else from_mapping(Quantisation, quantisation, f"{where}: quantisation", SpecError)
-        ),
-        provenance={str(key): str(value) for key, value in values["provenance"].items()},
-        verification=values["verification"],
-    )
+    size, heads = values["input"], values["heads"]
+    known = {
+        **{key: values[key] for key in ("name", "class_names", "category_ids", "strides", "dynamic", "batch", "nms")},
+        **{key: size[key] for key in ("height", "width", "channels", "resize")},
+        "detects": [from_mapping(Detect, head, f"{where}: head {row}", SpecError) for row, head in enumerate(heads)],
+        "storage": values["storage"],
+        "quantisation": values.get("quantisation"),
+        "max_stride": values.get("max_stride", 0),
+        "verification": values["verification"],
+    }
+    provenance = {str(key): str(value) for key, value in values["provenance"].items()}
+    facts = dataclasses.replace(from_mapping(ModelFacts, known, where, SpecError), provenance=provenance)
+    _check(facts)
+    return facts
+
+
+def _check(facts: ModelFacts) -> None:
+    """Raise ValueError or SpecError where values contradict each other, or could not be those of any network."""
+    positive = (facts.height, facts.width, facts.channels, facts.max_stride, *facts.strides, facts.batch or 1)
+    if min(positive) < 1 or facts.batch == 0:
+        raise ValueError("a size, stride or batch is not positive")
     if not facts.detects or len(facts.strides) != len(facts.detects):
         raise ValueError(f"{len(facts.strides)} strides for {len(facts.detects)} heads")
+    for detect in facts.detects:
+        detect.out_channels(len(detect.mask) * detect.num_outputs)  # refuses a mask that points outside the anchors
     if any(detect.num_classes != len(facts.class_names) for detect in facts.detects):
         raise ValueError(f"{len(facts.class_names)} class names for heads of {facts.detects[0].num_classes} classes")
-    return facts

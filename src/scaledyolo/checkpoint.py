@@ -28,10 +28,12 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.errors import CheckpointError, SpecError
 from scaledyolo.files import atomic_file
+from scaledyolo.strict import parse_json
 from scaledyolo.weights import Weights, check_weights
 
 FORMAT = "scaledyolo/1"
 _LENGTH_BYTES = 8
+_DTYPES = ("F16", "F32", "F64")  # of safetensors, that NumPy reads as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     with _open(Path(path)) as file:
         described = _describe(dict(file.metadata() or {}), path)
-        weights = {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+        stored = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        other = next((name for name, dtype in stored.items() if dtype not in _DTYPES), None)
+        if other is not None:
+            raise CheckpointError(
+                f"{path}: tensor {other!r} is stored as {stored[other]}; save it as float32 or float16"
+            )
+        weights = {name: np.asarray(file.get_tensor(name), np.float32) for name in stored}
     try:
         return Checkpoint(**vars(described), weights=weights)
     except CheckpointError as error:
@@ -146,7 +154,7 @@ def _describe(metadata: dict[str, str], path: str | os.PathLike[str]) -> Descrip
             "convert foreign weights with `scaledyolo convert SRC DST`"
         )
     try:
-        facts: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+        facts: dict[str, Any] = {key: parse_json(value) for key, value in metadata.items() if key != "format"}
         spec = ModelSpec.from_dict(facts["spec"]) if "spec" in facts else None
         category_ids = facts["category_ids"]
         return Description(
@@ -158,7 +166,7 @@ def _describe(metadata: dict[str, str], path: str | os.PathLike[str]) -> Descrip
         )
     except (CheckpointError, SpecError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: the description inside the file is damaged ({error})") from None
 
 

@@ -5,7 +5,6 @@ Which model a bare name means, where official weights and the default model comp
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
 from scaledyolo.default_model import DEFAULT, TITLE_KEY, default_model_file, stands_in_for
 from scaledyolo.errors import CheckpointError, FormatError, SpecError, UsageError
+from scaledyolo.strict import parse_json, parse_yaml
 
 if TYPE_CHECKING:
     from scaledyolo.checkpoint import Checkpoint
@@ -95,14 +95,14 @@ def read_spec(path: Path) -> ModelSpec:
     values: Any
     if path.suffix.lower() == ".json":
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise FormatError(f"{path}: not JSON ({error})") from None
     else:
         import yaml
 
         try:
-            values = yaml.safe_load(text)
+            values = parse_yaml(text)
         except yaml.YAMLError as error:
             raise FormatError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from scaledyolo.engines.select import AUTO, choose_engine, open_engine, openvino
 from scaledyolo.errors import FormatError, UsageError
 from scaledyolo.model import load_model
 from scaledyolo.postprocess import Candidates
+from scaledyolo.strict import parse_json
 from scaledyolo.subnet import subnet_checkpoint
 from scaledyolo.weights import Array
 
@@ -153,7 +153,7 @@ def read_facts(path: Path) -> ModelFacts:
     if file.suffix.lower() in _IN_FOLDERS:
         beside = file.with_name(METADATA_FILE)
         try:
-            metadata = json.loads(beside.read_text(encoding="utf-8"))
+            metadata = parse_json(beside.read_text(encoding="utf-8"))
         except OSError as error:
             raise FormatError(f"{beside}: {error.strerror}; it belongs to {file.name}") from None
         except ValueError as error:
@@ -182,7 +182,7 @@ def _embedded_facts(file: Path) -> ModelFacts:
             raise FormatError(f"{file}: no such file")
         found = read_metadata(file.read_bytes(), str(file))
     try:
-        metadata = json.loads(found.get(FACTS_ENTRY, "{}"))
+        metadata = parse_json(found.get(FACTS_ENTRY, "{}"))
     except ValueError as error:
         raise FormatError(f"{file}: its metadata is damaged ({error})") from None
     return ModelFacts.from_metadata(metadata, str(file))

@@ -1,5 +1,8 @@
 """Frozen dataclasses from and to plain values, strictly: how YAML, JSON and the command line become specs and recipes.
 
+A file may come from anybody: what is nested so deeply that Python gives up is refused like any other text that is no
+JSON or YAML, and messages show the beginning of a value, which may be gigabytes long where YAML repeats itself.
+
 A key that the dataclass does not have and a value of another type are errors that name the key; nothing is
 converted silently, except an integer where a number is wanted. Which error is raised is said by the caller, because
 a broken network is a SpecError and a mistyped option a UsageError.
@@ -7,6 +10,8 @@ a broken network is a SpecError and a mistyped option a UsageError.
 
 from __future__ import annotations
 
+import json
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -19,6 +24,37 @@ T = TypeVar("T")
 Path = tuple[str, ...]  # keys from the outermost mapping inwards
 
 _TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxtuple, _short.maxdict = 3, 20, 20, 20
+_short.maxstring = _short.maxlong = _short.maxother = 200
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Plain values from JSON.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deeply; where it is no UTF-8 or no JSON, one of its subclasses.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values from YAML; no tag makes anything else.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or nested too deeply.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
@@ -55,7 +91,7 @@ def override(settings: T, assignment: str, where: str) -> T:
     if not equals:
         raise UsageError(f"{assignment!r} is not of the form key=value, for example schedule.epochs=40")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         value = text
     return _Reader(where, UsageError).changed(settings, tuple(key.strip().split(".")), value, ())
@@ -183,4 +219,4 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return f"the {'list' if isinstance(value, (list, tuple)) else type(value).__name__} {value!r}"
+    return f"the {'list' if isinstance(value, (list, tuple)) else type(value).__name__} {_short.repr(value)}"

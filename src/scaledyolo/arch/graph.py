@@ -95,6 +95,14 @@ class Graph:
                 shape = node.op.out_shape(*inputs)
             except SpecError as error:
                 raise SpecError(f"{self.name} at {height}x{width}: node {node.name!r}: {error}") from None
+            except (
+                ArithmeticError,
+                LookupError,
+                ValueError,
+            ):  # a stride or group count of 0; inputs too few or many
+                raise SpecError(
+                    f"{self.name} at {height}x{width}: node {node.name!r}: {len(inputs)} inputs do not suit {node.op}"
+                ) from None
             if shape.height < 1 or shape.width < 1 or shape.channels < 1:
                 raise SpecError(
                     f"{self.name} at {height}x{width}: node {node.name!r} would have an empty output {shape}"

@@ -44,7 +44,8 @@ def graph_from_dict(values: dict[str, Any]) -> Graph:
     Raises:
         SpecError: an unknown key or operation (the nearest known is named), a missing key, shapes that do not fit.
     """
-    where = str(values.get("name", "graph"))
+    name = values.get("name")
+    where = name if isinstance(name, str) else "graph"
     nodes = values.get("nodes")
     if not isinstance(nodes, list):
         raise SpecError(f"{where}: a graph needs a list of nodes")

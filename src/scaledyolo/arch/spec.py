@@ -15,6 +15,7 @@ NormForm = Literal["branch", "concat"]
 Gathered = Literal["even", "all"]  # of the convolutions of an ELAN: every second one from the last, or every one
 HeadConv = Literal["conv", "rep"]
 
+MOST_REPEATS = 1000  # of a block; P7 has 15, and what a file from anybody asks for is laid node by node
 PARTITIONS = ((1, 3), (2, 2), (3, 1))  # the ways to share out the four slices of a "pcb" (paper Table 9)
 
 
@@ -54,8 +55,9 @@ class Stage:
     gathered: Gathered = "even"  # which of its ``depth`` convolutions an "elan" concatenates
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.depth < 0:
-            raise SpecError(f"a stage needs channels >= 1 and depth >= 0, got {self.channels} and {self.depth}")
+        if self.channels < 1:
+            raise SpecError(f"a stage needs at least one channel, got {self.channels}")
+        _check_repeats("the depth of a stage", self.depth)
         if self.partition not in PARTITIONS:
             raise SpecError(f"partition {self.partition} does not share out four slices; use one of {PARTITIONS}")
 
@@ -108,6 +110,10 @@ class Head:
     conv: HeadConv = "conv"
     implicit: bool = False
     auxiliary: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_repeats("the depth of a neck", self.depth)
+        _check_repeats("spp_pairs of a neck", self.spp_pairs)
 
 
 @dataclass(frozen=True)
@@ -172,4 +178,10 @@ class ModelSpec:
         """
         from scaledyolo.strict import from_mapping
 
-        return from_mapping(cls, values, str(values.get("name", "spec")), SpecError)
+        name = values.get("name")
+        return from_mapping(cls, values, name if isinstance(name, str) else "spec", SpecError)
+
+
+def _check_repeats(what: str, value: int) -> None:
+    if not 0 <= value <= MOST_REPEATS:
+        raise SpecError(f"{what} must lie between 0 and {MOST_REPEATS}, got {value}")

@@ -18,6 +18,7 @@ from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.image_files import ImageCheck, check_image, is_image
 from scaledyolo.data.problems import Policy, RawBox, Report, accept_boxes
 from scaledyolo.errors import DataError, nearest
+from scaledyolo.strict import parse_yaml
 
 SPLIT_SYNONYMS = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
 _NAME_FILES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
@@ -74,7 +75,7 @@ def read_yolo_folder(
 def load_yaml(yaml_file: Path) -> dict[str, Any]:
     """The mapping in a YAML file; DataError with line and column if it is malformed."""
     try:
-        content = yaml.safe_load(yaml_file.read_text("utf-8-sig"))
+        content = parse_yaml(yaml_file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{yaml_file}: no such file") from None
     except yaml.MarkedYAMLError as error:
