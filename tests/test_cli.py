@@ -135,25 +135,64 @@ def test_convert_then_detect_then_back(folder):
     assert (folder / "back.weights").read_bytes() == (folder / "model.weights").read_bytes()
 
 
-def test_eval_of_a_model_that_is_always_right_gives_one(folder, paint):
+def write_colour_data(folder: Path, paint, names: tuple[str, ...] = ("red", "green", "blue"), shift: int = 0) -> None:
+    """A YOLO data set of four pictures that the colour model knows; ``shift`` moves the class ids of the labels."""
     rng = np.random.default_rng(0)
     for split in ("images/val", "labels/val"):
-        (folder / "data" / split).mkdir(parents=True)
+        (folder / "data" / split).mkdir(parents=True, exist_ok=True)
     for index in range(4):
         cells = {(int(c), int(r)): int(k) for c, r, k in rng.integers(0, (8, 8, 3), (5, 3))}
         Image.fromarray(paint(64, 64, *((c, r, k) for (c, r), k in cells.items()))).save(
             folder / "data" / "images" / "val" / f"{index}.png"
         )
-        lines = [f"{k} {(c + 0.5) / 8} {(r + 0.5) / 8} 0.125 0.125" for (c, r), k in cells.items()]
+        rows = [((k + shift) % 3, (c + 0.5) / 8, (r + 0.5) / 8) for (c, r), k in cells.items()]
+        lines = [f"{k} {x} {y} 0.125 0.125" for k, x, y in rows]
         (folder / "data" / "labels" / "val" / f"{index}.txt").write_text("\n".join(lines))
-    (folder / "data" / "data.yaml").write_text(
-        yaml.safe_dump({"path": ".", "val": "images/val", "names": ["red", "green", "blue"]})
-    )
-    done = scaledyolo("eval", "model.safetensors", "--data", "data", "--engine", "onnxruntime", "--json", cwd=folder)
+    (folder / "data" / "data.yaml").write_text(yaml.safe_dump({"path": ".", "val": "images/val", "names": list(names)}))
+
+
+EVAL = ("eval", "model.safetensors", "--data", "data", "--engine", "onnxruntime")
+
+
+def test_eval_of_a_model_that_is_always_right_gives_one(folder, paint):
+    write_colour_data(folder, paint)
+    done = scaledyolo(*EVAL, "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     assert figures["AP"] == pytest.approx(1.0, abs=1e-6)
     assert figures["class_ap50"] == pytest.approx({"red": 1.0, "green": 1.0, "blue": 1.0}, abs=1e-6)
+    counts = np.bincount([int(row.split()[0]) for row in "\n".join(map(Path.read_text, labels(folder))).splitlines()])
+    told = scaledyolo(*EVAL, cwd=folder).stdout
+    assert [row.split() for row in told.splitlines()[-5:-1]] == [
+        ["class", "AP", "AP50", "boxes"],
+        *([name, "1.0000", "1.0000", str(count)] for name, count in zip(("red", "green", "blue"), counts, strict=True)),
+    ]
+
+
+def labels(folder: Path) -> list[Path]:
+    return sorted((folder / "data" / "labels" / "val").iterdir())
+
+
+def test_eval_goes_by_the_names_of_classes_not_by_their_order(folder, paint):
+    """The ids of the data are those of the model plus one, but the names say what is meant."""
+    write_colour_data(folder, paint, ("blue", "red", "green"), shift=1)
+    done = scaledyolo(*EVAL, "--json", cwd=folder)
+    assert json.loads(done.stdout)["AP"] == pytest.approx(1.0, abs=1e-6)
+    assert "numbered in the order of the model's" in done.stderr
+
+
+def test_eval_tells_class_ids_that_are_off_by_one_from_boxes_that_are_not_there(folder, paint):
+    write_colour_data(folder, paint, shift=1)
+    done = scaledyolo(*EVAL, cwd=folder)
+    assert done.returncode == 0
+    assert "the boxes are found (AP50 1.000 when classes are left aside) but called by other names" in done.stdout
+    write_colour_data(folder, paint, ("crimson", "green", "blue"))
+    done = scaledyolo(*EVAL, cwd=folder)
+    assert "warning: the model says 'red' for 'crimson'; classes go by their numbers" in done.stderr
+    assert "called by other names" not in done.stdout
+    for label in labels(folder):
+        label.write_text("0 0.95 0.97 0.01 0.02\n")
+    assert "hardly one lies on an object" in scaledyolo(*EVAL, cwd=folder).stdout
 
 
 @pytest.mark.parametrize("kind", ["zoo", "yaml", "json", "cfg", "safetensors"])

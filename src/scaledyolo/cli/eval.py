@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from scaledyolo.evaluate.arrays import GroundTruth, Predictions
     from scaledyolo.evaluate.bootstrap import PairedComparison
     from scaledyolo.evaluate.protocols import Protocol
+
+_MOST_PAIRS = 3  # classes of other names that are listed
+_MOST_CLASSES = 20  # that are listed with their AP; the report has all
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,16 @@ class Eval:
     def run(self) -> int:
         from scaledyolo.data.selection import open_part
         from scaledyolo.evaluate.analysis import analyse
+        from scaledyolo.evaluate.coco import coco_library
+        from scaledyolo.evaluate.explain import explain_low_figures
         from scaledyolo.evaluate.protocols import protocol
         from scaledyolo.evaluate.run import ground_truth
         from scaledyolo.views import describe_views, relative_cost
 
+        coco_library()
         rules = protocol(self.protocol)
         detector = self._detector(model_source(self.model), self.merge, self.ensemble, self.subnet)
-        dataset = open_part(self.data, self.split, bad=self.bad)
+        dataset = fitting(open_part(self.data, self.split, bad=self.bad), detector.names)
         truth = ground_truth(dataset)
         found = self._predict(detector, dataset, rules)
         analysis = analyse(truth, found, protocol=rules, confidence=self.conf)
@@ -82,6 +90,9 @@ class Eval:
             print(json.dumps(figures(analysis, relative_cost(detector.views)), indent=2))
             return 0
         print(text(analysis, dataset))
+        reason = explain_low_figures(truth, found, analysis.coco.ap50)
+        if reason is not None:
+            print(f"warning: {reason}")
         if len(detector.views) > 1:
             print(describe_views(detector.views, detector.merge))
         if comparison is not None:
@@ -181,6 +192,30 @@ class Eval:
         print(f"report in {page}, figures in {numbers}")
 
 
+def fitting(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with its classes in the order of the model's; says where they have other names.
+
+    Args:
+        dataset: what is measured on.
+        names: of the model's classes, in the order of its ids.
+    """
+    from scaledyolo.data.dataset import in_class_order
+
+    if dataset.names == tuple(names) or len(names) != dataset.num_classes:
+        return dataset
+    if sorted(names) == sorted(dataset.names) and len(set(names)) == len(names):
+        print("the classes of the data are numbered in the order of the model's, by name", file=sys.stderr)
+        return in_class_order(dataset, names)
+    if names[0] == "class 0":
+        return dataset  # a model without names of its own
+    pairs = [f"{mine!r} for {theirs!r}" for mine, theirs in zip(names, dataset.names, strict=True) if mine != theirs]
+    more = f" and {len(pairs) - _MOST_PAIRS} more" if len(pairs) > _MOST_PAIRS else ""
+    print(
+        f"warning: the model says {', '.join(pairs[:_MOST_PAIRS])}{more}; classes go by their numbers", file=sys.stderr
+    )
+    return dataset
+
+
 def figures(analysis: Analysis, cost: float) -> dict[str, object]:
     """The figures as plain values; those that are not defined are null. cost: pixels seen over those of one view."""
 
@@ -207,5 +242,16 @@ def text(analysis: Analysis, dataset: Dataset) -> str:
         spread = (
             f"   95 % interval [{interval.ap.low:.3f}, {interval.ap.high:.3f}]" if name == "AP" and interval else ""
         )
-        lines.append(f"  {name:<12}{value:.4f}{spread}")
+        lines.append(f"  {name:<12}{_shown(value)}{spread}")
+    metrics = analysis.coco
+    if 1 < len(metrics.class_names) <= _MOST_CLASSES:
+        width = max(len("class"), *map(len, metrics.class_names))
+        lines.append(f"  {'class':<{width}}      AP    AP50    boxes")
+        rows = zip(metrics.class_names, metrics.class_ap, metrics.class_ap50, dataset.class_counts(), strict=True)
+        lines += [f"  {name:<{width}}  {_shown(ap)}  {_shown(ap50)}  {count:7}" for name, ap, ap50, count in rows]
     return "\n".join(lines)
+
+
+def _shown(value: float) -> str:
+    """A figure in six letters; a dash where there was nothing to find."""
+    return "-".rjust(6) if value != value else f"{value:.4f}"

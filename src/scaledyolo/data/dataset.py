@@ -165,6 +165,23 @@ def with_classes_of(dataset: Dataset, model: Dataset) -> Dataset:
     )
 
 
+def in_class_order(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with the same classes in another order; image and category ids stay.
+
+    Raises:
+        DataError: these are not its classes.
+    """
+    if sorted(names) != sorted(dataset.names):
+        raise DataError(f"{dataset.source} has the classes {list(dataset.names)}, not {list(names)}")
+    numbers = np.array([tuple(names).index(name) for name in dataset.names], np.int32)
+    return replace(
+        dataset,
+        annotations=join([dataset.annotations], [numbers]),
+        names=tuple(names),
+        original_ids=tuple(dataset.original_ids[dataset.names.index(name)] for name in names),
+    )
+
+
 def select_share(dataset: Dataset, first: float, last: float, *, seed: int = 0) -> Dataset:
     """The images whose seeded hash of their file name, a number in [0, 1), lies in [first, last).
 

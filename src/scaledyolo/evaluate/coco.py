@@ -73,7 +73,7 @@ def coco_metrics(truth: GroundTruth, predictions: Predictions) -> CocoMetrics:
     check_pair(truth, predictions)
     if truth.num_images == 0:
         return _nothing_to_find(truth)
-    coco_class, evaluator_class = _library()
+    coco_class, evaluator_class = coco_library()
     coco_truth = coco_class(_truth_as_coco(truth))
     coco_predictions = coco_class(_predictions_as_coco(truth, predictions))
     evaluator = evaluator_class(coco_truth, coco_predictions, iouType="bbox", print_function=_say_nothing)
@@ -94,7 +94,12 @@ def coco_metrics(truth: GroundTruth, predictions: Predictions) -> CocoMetrics:
     )
 
 
-def _library() -> tuple[Any, Any]:
+def coco_library() -> tuple[Any, Any]:
+    """faster-coco-eval's data set and evaluator; whoever needs them after hours of work asks before.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
