@@ -90,6 +90,8 @@ class Neck:
         return self.kind in ("elan-pan", "e-elan-pan")
 
     def __post_init__(self) -> None:
+        _check_repeats("the depth of a neck", self.depth)
+        _check_repeats("spp_pairs of a neck", self.spp_pairs)
         wanted = len(self.widths) if self.is_elan else 0
         if (len(self.hidden), len(self.growth)) != (wanted, wanted):
             raise SpecError(
@@ -110,10 +112,6 @@ class Head:
     conv: HeadConv = "conv"
     implicit: bool = False
     auxiliary: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_repeats("the depth of a neck", self.depth)
-        _check_repeats("spp_pairs of a neck", self.spp_pairs)
 
 
 @dataclass(frozen=True)
