@@ -19,6 +19,11 @@ MOST_REPEATS = 1000  # of a block; P7 has 15, and what a file from anybody asks 
 PARTITIONS = ((1, 3), (2, 2), (3, 1))  # the ways to share out the four slices of a "pcb" (paper Table 9)
 
 
+def _check_repeats(what: str, value: int) -> None:
+    if not 0 <= value <= MOST_REPEATS:
+        raise SpecError(f"{what} must lie between 0 and {MOST_REPEATS}, got {value}")
+
+
 @dataclass(frozen=True, slots=True)
 class Stem:
     """The first convolution; ``stride`` 2 in the tiny networks and in ResNeXt."""
@@ -178,8 +183,3 @@ class ModelSpec:
 
         name = values.get("name")
         return from_mapping(cls, values, name if isinstance(name, str) else "spec", SpecError)
-
-
-def _check_repeats(what: str, value: int) -> None:
-    if not 0 <= value <= MOST_REPEATS:
-        raise SpecError(f"{what} must lie between 0 and {MOST_REPEATS}, got {value}")
