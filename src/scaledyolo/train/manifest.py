@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.arch.zoo_v7 import deploy_form
 from scaledyolo.data.plugins import transform_fingerprint
-from scaledyolo.errors import CheckpointError, ScaledYoloError
+from scaledyolo.errors import CheckpointError, ScaledYoloError, UsageError
 from scaledyolo.files import atomic_file
 from scaledyolo.strict import from_mapping, to_mapping
 from scaledyolo.train.machine import code_fingerprint, environment, git_commit
@@ -34,6 +35,13 @@ class Run:
     recipes: tuple[Recipe, ...]  # one for each stage, in order
     settings: Settings
     data: DataSource | None = None  # None for data sets made in Python, whose run the command line cannot resume
+
+    def __post_init__(self) -> None:
+        if self.spec.head.auxiliary:
+            raise UsageError(
+                f"{self.spec.name}: auxiliary heads cannot be trained yet, as no loss reads them; train "
+                f"{deploy_form(self.spec).name}, which has none"
+            )
 
     def parameters(self) -> dict[str, Any]:
         """Network, seed and every value of the last recipe, flat, for the services that compare runs."""
