@@ -7,17 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaledyolo.arch.cost import cost
-from scaledyolo.arch.graph import Graph, GraphBuilder
-from scaledyolo.arch.lower import lower
-from scaledyolo.arch.ops import Conv, Detect
-from scaledyolo.arch.zoo import find
 from scaledyolo.export.sensitivity import (
     fewest,
     most_float_layers,
     most_sensitive_first,
     noise,
-    quantisable_layers,
 )
 
 
@@ -61,26 +55,3 @@ def test_noise_is_the_share_of_the_variance() -> None:
     assert noise(found, expected) == pytest.approx(0.01, rel=0.05)
     assert noise(expected, expected) == 0
     assert noise([[np.full((1, 2), np.nan, np.float32)]], [[np.ones((1, 2), np.float32)]]) == np.inf
-
-
-def test_depthwise_convolutions_can_be_left_out() -> None:
-    build = GraphBuilder()
-    x = build.add("full", Conv(8, 3, padding=1), Graph.INPUT)
-    x = build.add("deep", Conv(8, 3, padding=1, groups=8), x)
-    x = build.add("wide", Conv(16, 3, padding=1, groups=8), x)
-    x = build.add("pairs", Conv(16, 3, padding=1, groups=8), x)
-    build.add("head", Detect(((1.0, 1.0),), (0,), 1), build.add("last", Conv(6, norm=False, bias=True), x))
-    graph = Graph("depthwise", tuple(build.nodes), 32, 32)
-    assert list(quantisable_layers(graph)) == ["full", "deep", "wide", "pairs"]
-    assert list(quantisable_layers(graph, depthwise=False)) == ["full", "pairs"]
-
-
-@pytest.mark.parametrize("name", ["yolov4-tiny", "yolov4-csp", "yolov3"])
-def test_all_convolutions_but_those_before_the_heads(name: str) -> None:
-    graph = lower(find(name))
-    layers = quantisable_layers(graph)
-    last = {head.inputs[0] for head in graph.heads}
-    total = cost(graph).macs
-    assert last.isdisjoint(layers)
-    assert len(layers) == sum(type(node.op).__name__ == "Conv" for node in graph) - len(last)
-    assert 0.95 * total < sum(layers.values()) < total

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from scaledyolo.arch.cost import cost
+from scaledyolo.arch.quantisation import quantisable_layers
 from scaledyolo.artefact import Quantisation
 from scaledyolo.convert.fold import fold
 from scaledyolo.engines.base import Engine
@@ -31,7 +32,6 @@ from scaledyolo.export.sensitivity import (
     most_float_layers,
     most_sensitive_first,
     noise,
-    quantisable_layers,
 )
 from scaledyolo.runnable import Runnable
 from scaledyolo.weights import Array

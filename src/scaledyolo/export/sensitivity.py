@@ -12,51 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from scaledyolo.arch.cost import NodeCost, node_costs
-from scaledyolo.arch.graph import Graph
-from scaledyolo.arch.ops import Conv
 from scaledyolo.weights import Array
-
-
-def quantisable_layers(graph: Graph, *, depthwise: bool = True) -> dict[str, int]:
-    """Convolutions that may compute in 8 bits, with their multiply-accumulates for one image, in order.
-
-    These are all but the last ones before the heads: the maps of the heads are logits and box offsets, whose errors
-    nothing evens out any more.
-
-    Args:
-        graph: the network as it is exported, folded.
-        depthwise: whether those with one input channel for each group are among them.
-    """
-    last = _last_convolutions(graph)
-    return {
-        row.node.name: row.macs
-        for row in node_costs(graph, graph.height, graph.width)
-        if isinstance(row.node.op, Conv) and row.node.name not in last and (depthwise or not _is_depthwise(row))
-    }
-
-
-def _is_depthwise(row: NodeCost) -> bool:
-    op = row.node.op
-    return isinstance(op, Conv) and op.groups > 1 and row.cio == op.filters
-
-
-def _last_convolutions(graph: Graph) -> set[str]:
-    """Names of the convolutions from which a head is reached without another one between."""
-    nodes = {node.name: node for node in graph}
-    waiting = [source for head in graph.heads for source in head.inputs]
-    seen: set[str] = set()
-    last: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        if name == Graph.INPUT or name in seen:
-            continue
-        seen.add(name)
-        if isinstance(nodes[name].op, Conv):
-            last.add(name)
-        else:
-            waiting.extend(nodes[name].inputs)
-    return last
 
 
 def noise(found: Iterable[Sequence[Array]], expected: Iterable[Sequence[Array]]) -> float:

@@ -155,7 +155,10 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's name
         """(batch, channels, height, width) -> (batch, filters, height', width')."""
-        x = super().forward(input)
+        return self.finish(super().forward(input))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the convolution itself."""
         if self.norm is not None:
             x = self.norm(x)
         return self.activation(x)

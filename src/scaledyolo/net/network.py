@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -30,9 +30,11 @@ from scaledyolo.arch.ops import (
     SpaceToDepth,
     Upsample,
 )
+from scaledyolo.arch.quantisation import first_layers, quantisable_layers, rounded_maps
 from scaledyolo.errors import SpecError
 from scaledyolo.net import layers
 from scaledyolo.net.layers import Function
+from scaledyolo.net.rounding import RoundedConvolution, round_map
 from scaledyolo.weights import Array, Weights, check_weights
 
 
@@ -47,21 +49,35 @@ class Network(nn.Module):
         logits: leave out the last logistic of heads whose map is activated (Darknet's new_coords), as training needs.
         inference: no gradients will be asked for, so values may be overwritten.
         fast_mish: compute Mish in its algebraic form, which is faster on a CPU; for inference only.
+        quantised: round weights and maps as OpenVINO will in 8 bits, for training; see :mod:`scaledyolo.net.rounding`.
 
     Raises:
         SpecError: ``logits`` was asked for and the map of an activated head does not end in a logistic of its own.
     """
 
-    def __init__(self, graph: Graph, *, logits: bool = False, inference: bool = False, fast_mish: bool = False) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        logits: bool = False,
+        inference: bool = False,
+        fast_mish: bool = False,
+        quantised: bool = False,
+    ) -> None:
         super().__init__()
         self.graph = graph
+        self.quantised = quantised
         run = without_head_logistic(graph) if logits else graph
-        factory = _Factory(run, inference, fast_mish)
+        in_8_bits = quantisable_layers(run, depthwise=False) if quantised else {}
+        rounded = rounded_maps(run, in_8_bits) if quantised else ()
+        self._rounds_images = Graph.INPUT in rounded
+        factory = _Factory(run, inference, fast_mish, in_8_bits)
         slots = {name: slot for slot, name in enumerate((Graph.INPUT, *(node.name for node in run)))}
         last_use = _last_uses(run)
         self._steps: list[_Step] = []
         for index, node in enumerate(run):
             module, function = _BUILDERS[type(node.op)](factory, node)
+            function = layers.then(function, round_map) if node.name in rounded else function
             parent, leaf = self._register(node.name, module) if module is not None else (None, "")
             dead = tuple(slots[name] for name in dict.fromkeys(node.inputs) if last_use[name] == index)
             inputs = tuple(slots[source] for source in node.inputs)
@@ -79,7 +95,7 @@ class Network(nn.Module):
             The raw map of each head, (batch, anchors · (5 + classes), height / stride, width / stride), in head order.
         """
         values: list[Tensor | None] = [None] * self._num_slots
-        values[0] = images
+        values[0] = round_map(images) if self._rounds_images else images
         for step in self._steps:
             inputs = [values[slot] for slot in step.inputs]
             for slot in step.dead:
@@ -175,8 +191,9 @@ _Built = tuple[nn.Module | None, Function]
 class _Factory:
     """Turns a node into its module, or None if it stores nothing, and what to do with inputs or result."""
 
-    def __init__(self, graph: Graph, inference: bool, fast_mish: bool) -> None:
+    def __init__(self, graph: Graph, inference: bool, fast_mish: bool, in_8_bits: Collection[str]) -> None:
         self._graph, self._inference, self._fast_mish = graph, inference, fast_mish
+        self._in_8_bits, self._first = in_8_bits, first_layers(graph)
 
     def _activation(self, activation: Activation, *, fresh: bool = True) -> layers.ActivationFunction:
         return layers.activation_function(activation, fresh=fresh, inference=self._inference, fast_mish=self._fast_mish)
@@ -187,10 +204,10 @@ class _Factory:
         assert isinstance(op, Conv)
         (channels,) = self._graph.in_channels(node)
         activation = self._activation(op.activation)
-        return (
-            layers.Convolution(channels, op, self._graph.norm_eps, self._graph.norm_momentum, activation),
-            layers.identity,
-        )
+        facts = (channels, op, self._graph.norm_eps, self._graph.norm_momentum, activation)
+        if node.name not in self._in_8_bits:
+            return layers.Convolution(*facts), layers.identity
+        return RoundedConvolution(*facts, first=node.name in self._first), layers.identity
 
     def batch_norm(self, node: Node) -> _Built:
         """Batch normalisation on its own."""

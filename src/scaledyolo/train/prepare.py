@@ -56,7 +56,7 @@ def prepare(
     """
     check_classes(run.spec, train_data, val_data)
     state = load_state(folder / STATE_FILE) if resume else None
-    network = make_network(lower(run.spec), run.settings)
+    network = make_network(lower(run.spec), run.settings, quantised=quantise_aware(run.recipes))
     report = transfer(network, start) if start is not None else None
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not is_frozen(name, run.settings.freeze))
@@ -108,13 +108,24 @@ def spec_for_training(spec: ModelSpec, recipe: Recipe, size: int = 0) -> ModelSp
     return replace(spec, resize="letterbox")
 
 
-def make_network(graph: Graph, settings: Settings) -> Network:
-    """A fresh network, its weights determined by the seed."""
-    network = Network(graph, logits=True)
+def make_network(graph: Graph, settings: Settings, *, quantised: bool = False) -> Network:
+    """A fresh network, its weights determined by the seed; ``quantised`` if it is trained for 8 bits."""
+    network = Network(graph, logits=True, quantised=quantised)
     torch.manual_seed(settings.seed)
     initialise(network, torch.Generator().manual_seed(settings.seed))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+def quantise_aware(recipes: Sequence[Recipe]) -> bool:
+    """Whether the stages train for 8 bits.
+
+    Raises:
+        UsageError: some do and some do not.
+    """
+    if len({recipe.quantise_aware for recipe in recipes}) > 1:
+        raise UsageError("all stages of a training need the same quantise_aware; fine-tune with it afterwards")
+    return recipes[-1].quantise_aware
 
 
 def make_loaders(

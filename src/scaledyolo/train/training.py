@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from scaledyolo.arch.quantisation import TRAINED_FOR
 from scaledyolo.checkpoint import Checkpoint, save_checkpoint
 from scaledyolo.data.canvases import Canvases
 from scaledyolo.data.dataset import Dataset
@@ -27,6 +28,7 @@ from scaledyolo.evaluate.coco import CocoMetrics, coco_metrics
 from scaledyolo.evaluate.protocols import TRAINING
 from scaledyolo.evaluate.run import ground_truth, predict
 from scaledyolo.net.network import Network
+from scaledyolo.net.rounding import trained_weights
 from scaledyolo.subnet import TRAINED_SUBNETS
 from scaledyolo.train.guard import Guard, NonFiniteError
 from scaledyolo.train.journal import Journal
@@ -242,10 +244,10 @@ class Training:
             self.save()
 
     def checkpoint(self) -> Checkpoint:
-        """The moving average as a model that detects."""
+        """The moving average as a model that detects; if it was trained for 8 bits, with weights on their grid."""
         weights = {
             name: value.detach().to("cpu", torch.float32, copy=True).numpy()
-            for name, value in self.ema.module.state_dict().items()
+            for name, value in (*self.ema.module.state_dict().items(), *trained_weights(self.ema.module))
         }
         trained = sorted({network.name for sandwich in self.sandwiches for network in sandwich.networks})
         return Checkpoint(
@@ -262,6 +264,7 @@ class Training:
                 "data": self.train_data.source,
                 "data_fingerprint": self.train_data.fingerprint,
                 **({TRAINED_SUBNETS: ", ".join(trained)} if trained else {}),
+                **({TRAINED_FOR: "int8"} if self.recipes[-1].quantise_aware else {}),
             },
         )
 
