@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from scaledyolo.bench.timing import MIN_ROUNDS, Timing, interleaved
+from scaledyolo.bench.timing import MIN_ROUNDS, Interrupted, Timing, interleaved, interleaved_samples
 from scaledyolo.errors import UsageError
 
 
@@ -70,3 +70,26 @@ def test_nothing_to_time_is_an_empty_answer() -> None:
 def test_senseless_numbers_are_refused(rounds: int, warmup: int) -> None:
     with pytest.raises(UsageError, match="makes? no sense|measure nothing"):
         interleaved({"a": lambda: None}, rounds=rounds, warmup=warmup)
+
+
+def test_ctrl_c_keeps_the_rounds_that_were_complete() -> None:
+    calls: list[str] = []
+
+    def run(name: str, ends: int) -> Callable[[], str]:
+        def sample() -> str:
+            calls.append(name)
+            if len(calls) == ends:
+                raise KeyboardInterrupt
+            return name
+
+        return sample
+
+    measures = {name: run(name, 9) for name in "abc"}
+    with pytest.raises(Interrupted) as caught:
+        interleaved_samples(measures, rounds=5, warmup=1)
+    assert "".join(calls) == "abc" + "abc" + "bca"  # the ninth call is the last of the second round
+    assert caught.value.measured == {"a": ["a"], "b": ["b"], "c": ["c"]}
+    calls.clear()
+    with pytest.raises(Interrupted) as caught:
+        interleaved_samples({name: run(name, 2) for name in "abc"}, warmup=1)
+    assert caught.value.measured == {"a": [], "b": [], "c": []}

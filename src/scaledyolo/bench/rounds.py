@@ -17,10 +17,11 @@ from scaledyolo.bench.process import CandidateError, Process, Worker
 from scaledyolo.bench.profile import PROFILED_ENGINES
 from scaledyolo.bench.roofline import Layer, layers_of
 from scaledyolo.bench.rows import Row, measured
-from scaledyolo.bench.timing import interleaved_samples
+from scaledyolo.bench.timing import Interrupted, interleaved_samples
 from scaledyolo.errors import ScaledYoloError
 
 _PROFILE_ROUNDS: Final = 10
+STOPPED: Final = "stopped before the last round"  # the note of rows that have fewer rounds than were asked for
 _Samples = Sequence[Mapping[str, Any]]
 
 
@@ -70,8 +71,12 @@ def measure(entrants: Sequence[Entrant], gemms: Gemms, effort: Effort, *, layers
 
     Returns:
         A row for each entrant, in their order; one that failed says why.
+
+    Raises:
+        Interrupted: by Ctrl-C; has the rows, of the rounds that were complete, without those that had none.
     """
     rows: dict[int, Row] = {}
+    stopped = ""
     with ExitStack() as stack:
         running: dict[int, _Guarded] = {}
         for index, entrant in enumerate(entrants):
@@ -87,14 +92,41 @@ def measure(entrants: Sequence[Entrant], gemms: Gemms, effort: Effort, *, layers
         }
         if copy is not None:
             measures["copy"] = copy.sample
-        samples = interleaved_samples(measures, rounds=effort.rounds, warmup=effort.warmup, seconds=effort.seconds)
+        try:
+            samples = interleaved_samples(measures, rounds=effort.rounds, warmup=effort.warmup, seconds=effort.seconds)
+        except Interrupted as interruption:
+            samples, stopped = interruption.measured, STOPPED
+            if not any(samples.values()):
+                raise Interrupted([rows[index] for index in sorted(rows)]) from None
         limits = _limits(products, copy, samples)
         for index, guarded in running.items():
             blank = _blank(entrants[index], heat)
-            rows[index] = _row(blank, entrants[index], guarded, samples[index], limits)
-    if layers:
-        rows = {index: _with_layers(row, entrants[index].setting, limits) for index, row in rows.items()}
-    return [rows[index] for index in range(len(entrants))]
+            row = _row(blank, entrants[index], guarded, samples[index], limits)
+            rows[index] = _noted(row, stopped)
+    ordered = [rows[index] for index in range(len(entrants))]
+    if stopped:
+        raise Interrupted(ordered)
+    return _all_with_layers(ordered, entrants, limits) if layers else ordered
+
+
+def _noted(row: Row, note: str) -> Row:
+    """The row with one more note; as it is where there is none."""
+    return dataclasses.replace(row, note="; ".join(filter(None, (row.note, note)))) if note else row
+
+
+def _all_with_layers(rows: list[Row], entrants: Sequence[Entrant], limits: Limits) -> list[Row]:
+    """The rows with their layers.
+
+    Raises:
+        Interrupted: by Ctrl-C; has all rows, the last of them without layers.
+    """
+    found = list(rows)
+    try:
+        for index, entrant in enumerate(entrants):
+            found[index] = _with_layers(rows[index], entrant.setting, limits)
+    except KeyboardInterrupt:
+        raise Interrupted(found) from None
+    return found
 
 
 def _start_copy(stack: ExitStack, threads: int) -> _Guarded:
@@ -168,7 +200,7 @@ def _with_layers(row: Row, setting: Setting, limits: Limits) -> Row:
     try:
         roof, layers = _profile(row, setting, limits)
     except ScaledYoloError as error:
-        return dataclasses.replace(row, note="; ".join(filter(None, (row.note, f"no layers: {error}"))))
+        return _noted(row, f"no layers: {error}")
     return dataclasses.replace(row, roof=roof, layers=layers)
 
 

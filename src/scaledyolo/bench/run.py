@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from scaledyolo.bench.entrants import Entrant, Gemms, Setting, check_engines, en
 from scaledyolo.bench.networks import Network, open_network, pair_up
 from scaledyolo.bench.rounds import Effort, measure
 from scaledyolo.bench.rows import Row
-from scaledyolo.bench.timing import check_rounds
+from scaledyolo.bench.timing import Interrupted, check_rounds
 from scaledyolo.errors import SourceError, UsageError
 from scaledyolo.host import physical_cores
 
+_Part = tuple[Network, int, int, int]  # with height, width and batch
 _PICTURE: Final = (480, 640)  # height and width of the picture that is made where none is given
 
 
@@ -55,6 +56,7 @@ def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] =
 
     Raises:
         ScaledYoloError: a model, size, engine, precision or image that does not exist: nothing was measured.
+        Interrupted: by Ctrl-C; has the list of rows that could be had until then.
     """
     check_engines(options.engines, options.device)
     check_rounds(options.rounds, options.warmup)
@@ -65,8 +67,27 @@ def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] =
     if threads < 1:
         raise UsageError(f"{threads} threads make no sense; use 1 or more")
     effort = Effort(options.rounds, options.warmup, options.seconds)
-    rows: list[Row] = []
     heats = _heats([open_network(model) for model in pair_up(models)], options)
+    rows: list[Row] = []
+    try:
+        for measured in _run_heats(heats, options, precisions, threads, effort, tell):
+            rows += measured
+    except Interrupted as stop:
+        raise Interrupted(rows + stop.measured) from None
+    except KeyboardInterrupt:
+        raise Interrupted(rows) from None
+    return rows
+
+
+def _run_heats(
+    heats: Sequence[Sequence[_Part]],
+    options: Options,
+    precisions: Sequence[str],
+    threads: int,
+    effort: Effort,
+    tell: Callable[[str], None],
+) -> Iterator[list[Row]]:
+    """The rows of one heat after the other."""
     with tempfile.TemporaryDirectory(prefix="scaledyolo-bench-") as temporary, ExitStack() as stack:
         image = _picture(options.image, Path(temporary))
         gemms = stack.enter_context(contextlib.closing(Gemms(options.device, threads)))
@@ -82,11 +103,7 @@ def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] =
                     who += entrants(
                         setting, options.engines, precisions, end_to_end=options.end_to_end, darknet=options.darknet
                     )
-                rows += measure(who, gemms, effort, layers=options.layers, heat=heat)
-    return rows
-
-
-_Part = tuple[Network, int, int, int]  # with height, width and batch
+                yield measure(who, gemms, effort, layers=options.layers, heat=heat)
 
 
 def _heats(networks: Sequence[Network], options: Options) -> list[list[_Part]]:

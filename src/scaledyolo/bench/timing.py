@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,18 @@ Key = TypeVar("Key")
 Sample = TypeVar("Sample")
 
 MIN_ROUNDS: Final = 3  # below it a median says nothing; a budget of seconds does not go below it either
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody stopped a measurement (Ctrl-C).
+
+    Args:
+        measured: what had been measured until then; what it is, its raiser says.
+    """
+
+    def __init__(self, measured: Any) -> None:
+        super().__init__()
+        self.measured = measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +107,38 @@ def interleaved_samples(
 
     Raises:
         UsageError: fewer than one round, or a negative warm-up.
+        Interrupted: by Ctrl-C; has the samples of the rounds that were complete, as they would have been returned.
     """
     check_rounds(rounds, warmup)
-    names = list(measures)
-    samples: dict[Key, list[Sample]] = {name: [] for name in names}
+    samples: dict[Key, list[Sample]] = {name: [] for name in measures}
+    try:
+        _warm_up(measures, warmup, seconds, clock)
+        _take_rounds(measures, samples, rounds, seconds, clock)
+    except KeyboardInterrupt:
+        complete = min(map(len, samples.values()), default=0)
+        raise Interrupted({name: values[:complete] for name, values in samples.items()}) from None
+    return samples
+
+
+def _warm_up(
+    measures: Mapping[Key, Callable[[], object]], rounds: int, seconds: float | None, clock: Callable[[], float]
+) -> None:
     start = clock()
-    for done in range(warmup):
+    for done in range(rounds):
         if done and seconds is not None and clock() - start >= seconds:
             break
         for measure in measures.values():
             measure()
+
+
+def _take_rounds(
+    measures: Mapping[Key, Callable[[], Sample]],
+    samples: Mapping[Key, list[Sample]],
+    rounds: int,
+    seconds: float | None,
+    clock: Callable[[], float],
+) -> None:
+    names = list(measures)
     start = clock()
     for done in range(rounds):
         if done >= MIN_ROUNDS and seconds is not None and clock() - start >= seconds:
@@ -112,7 +146,6 @@ def interleaved_samples(
         turn = done % max(len(names), 1)
         for name in names[turn:] + names[:turn]:
             samples[name].append(measures[name]())
-    return samples
 
 
 def check_rounds(rounds: int, warmup: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,8 @@ def main() -> None:
     candidate = _told(lambda: prepare(read_job(line)), answer)
     if not isinstance(candidate, Candidate):
         return
+    # Ctrl-C in a terminal goes to all processes; from here on it is the parent's to say what has to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answer({"ready": candidate.facts()})
     while sys.stdin.readline():
         sample = _told(candidate.sample, answer)

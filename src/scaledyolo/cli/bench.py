@@ -64,13 +64,34 @@ class Bench:
     """Also draw latency and throughput into this file (.png, .svg, .pdf); with --layers a roofline beside it."""
 
     def run(self) -> int:
-        from scaledyolo.bench.run import Options, bench
+        from scaledyolo.bench.timing import Interrupted
 
         if self.plot is not None:
             from scaledyolo.bench.plot import check_plot
 
             check_plot(self.plot)
-        rows = bench(
+        try:
+            rows, stopped = self._measure(), False
+        except Interrupted as stop:
+            rows, stopped = stop.measured, True
+        if not stopped and all(row.error for row in rows):
+            reasons = dict.fromkeys(row.error for row in rows) or ("no engine that is installed runs it",)
+            raise UsageError(f"nothing could be measured: {'; '.join(reasons)}")
+        if self.json:
+            print(json.dumps([row.to_dict() for row in rows], indent=1))
+        else:
+            _print(rows)
+        measured = any(not row.error for row in rows)
+        if self.plot is not None and measured:
+            self._draw(rows, self.plot)
+        if stopped:
+            return _stopped(measured)
+        return EXIT_INCOMPLETE if any(row.error for row in rows) else 0
+
+    def _measure(self) -> list[Row]:
+        from scaledyolo.bench.run import Options, bench
+
+        return bench(
             self.model,
             Options(
                 engines=listed(self.engines),
@@ -90,16 +111,6 @@ class Bench:
             ),
             tell=_tell,
         )
-        if all(row.error for row in rows):
-            reasons = dict.fromkeys(row.error for row in rows) or ("no engine that is installed runs it",)
-            raise UsageError(f"nothing could be measured: {'; '.join(reasons)}")
-        if self.json:
-            print(json.dumps([row.to_dict() for row in rows], indent=1))
-        else:
-            _print(rows)
-        if self.plot is not None:
-            self._draw(rows, self.plot)
-        return EXIT_INCOMPLETE if any(row.error for row in rows) else 0
 
     def _draw(self, rows: list[Row], path: Path) -> None:
         from scaledyolo.bench.plot import draw
@@ -134,6 +145,17 @@ def _print(rows: list[Row]) -> None:
     from scaledyolo.bench.report import print_report
 
     print_report(rows, Console(width=None if sys.stdout.isatty() else _FILE_WIDTH))
+
+
+def _stopped(measured: bool) -> int:
+    """Say that somebody stopped it, and what that means for the figures; returns the exit code."""
+    import sys
+
+    from scaledyolo.cli import EXIT_INTERRUPTED
+
+    told = "; these are the rounds that were complete" if measured else " before a single round was complete"
+    print(f"scaledyolo: interrupted{told}", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _tell(text: str) -> None:
