@@ -125,6 +125,7 @@ def test_published_cfgs_run_as_in_opencv(name, side, shared, tmp_path):
         ("yolov4-tiny-3l", 96),
         ("yolov4-csp-s", 128),
         ("table9-cosa-3x1x", 96),
+        ("yolov7-tiny", 96),
         *(
             pytest.param(name, side, marks=pytest.mark.slow)
             for name, side in (
@@ -132,6 +133,9 @@ def test_published_cfgs_run_as_in_opencv(name, side, shared, tmp_path):
                 ("yolov4-csp-swish", 96),
                 ("csresnext50-panet-spp-original-optimal", 96),
                 ("yolov4-p6-cfg", 64),
+                ("yolov7", 64),
+                ("yolov7-cfg", 64),
+                ("yolov7x", 64),
             )
         ),
     ],
