@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from scaledyolo.cli import main
+from scaledyolo.train.guard import NonFiniteError
 from scaledyolo.train.machine import resolve_precision
 from scaledyolo.train.state import load_state
 from scaledyolo.train.training import MOST_ROLLBACKS, Training
@@ -198,6 +200,27 @@ def poison(monkeypatch: pytest.MonkeyPatch, batches: list[tuple[int, int]]) -> N
         return images, targets
 
     monkeypatch.setattr(Training, "to_device", poisoned)
+
+
+def test_an_epoch_that_breaks_off_leaves_no_thread_and_no_bar(
+    world: Any, monkeypatch: pytest.MonkeyPatch, sentence: Say
+) -> None:
+    import scaledyolo.train.loop as loop
+
+    original, left = loop.train_epoch, []
+
+    def watched(t: Training) -> None:
+        try:
+            original(t)
+        except NonFiniteError:  # held here with its traceback, which keeps everything alive that was not closed
+            left.append([thread.name for thread in threading.enumerate() if "scaledyolo-data" in thread.name])
+            left.append(t.journal._bar)
+            raise
+
+    monkeypatch.setattr(loop, "train_epoch", watched)
+    poison(monkeypatch, [(0, 0)])
+    sentence(world.arguments(world.short_recipe(1)))
+    assert left == [[], None]
 
 
 def test_weights_and_layers_are_named_too(world: Any, monkeypatch: pytest.MonkeyPatch, sentence: Say) -> None:

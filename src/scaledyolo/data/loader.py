@@ -8,7 +8,7 @@ neither the number of workers nor a restart in mid-epoch changes a bit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -119,7 +119,7 @@ class TrainLoader:
         start_batch: int = 0,
         weights: npt.ArrayLike | None = None,
         augmentation: AugmentConfig | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Batches of an epoch from ``start_batch`` on.
 
         weights: (n,) for sampling images in proportion, with replacement. augmentation: another than the loader's, for
@@ -150,7 +150,7 @@ def _run(
     source: ImageSource,
     workers: int,
     prefetch: int,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches in the order of the plans; ``prefetch`` of them are in the making at any time."""
     if workers == 0:
         for plan in plans:

@@ -65,8 +65,7 @@ class Journal:
                 logger.log_metrics({f"batch/{name}": value for name, value in scalars.items()}, step=step)
 
     def end_epoch(self, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Close the bar; write the line of the CSV and the scalars of the services; print one line."""
-        self.close_bar()
+        """Write the line of the CSV and the scalars of the services; print one line."""
         if not self.first_rank:
             return
         self._write_csv(epoch, scalars)

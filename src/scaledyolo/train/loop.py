@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,14 +63,23 @@ def fit(t: Training, *, until: int | None = None) -> Mapping[str, float]:
 
 
 def train_epoch(t: Training) -> None:
-    """All remaining batches of the current epoch, counted in ``t.progress``."""
-    totals = t.progress.totals
+    """All remaining batches of the current epoch, counted in ``t.progress``; however it ends, nothing is left open."""
     t.network.train()
     t.freeze()
     t.journal.start_epoch(t.progress.epoch, len(t.loader), t.progress.batch)
+    try:
+        with closing(t.batches()) as batches:
+            train_on(t, batches)
+    finally:
+        t.journal.close_bar()
+
+
+def train_on(t: Training, batches: Iterable[Batch]) -> None:
+    """Learn from the batches, one after the other; the last of an epoch always ends with an optimiser step."""
+    totals = t.progress.totals
     pending = 0  # batches whose gradients wait for the optimiser
     clock = time.perf_counter()
-    for batch in t.batches():
+    for batch in batches:
         totals.waiting += time.perf_counter() - clock
         clock = time.perf_counter()
         settings = step_settings(t.recipe, t.progress.step, len(t.loader))
@@ -96,7 +106,6 @@ def train_epoch(t: Training) -> None:
         if stepping and not is_last:
             t.save_if_due()
         clock = time.perf_counter()
-    t.journal.close_bar()
 
 
 def forward_backward(t: Training, batch: Batch, *, synchronise: bool) -> LossParts:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -130,7 +130,7 @@ class Training:
         """Where float64 sums are exchanged: Apple's GPUs know no float64."""
         return self.fabric.device if self.fabric.device.type == "cuda" else torch.device("cpu")
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """The remaining batches of the current epoch; its last epochs go without mixing images, as the recipe says."""
         schedule = self.recipe.schedule
         plain = self.progress.epoch >= schedule.epochs - schedule.plain_epochs
