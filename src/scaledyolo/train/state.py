@@ -93,11 +93,13 @@ class SavedState:
         _load(ema.module, self._part("ema/"), self.path)
         ema.n_averaged.fill_(self.ema_averaged)
         names = {parameter: name for name, parameter in network.named_parameters()}
-        slots = self._part("optimizer/")
+        slots: dict[str, dict[str, Tensor]] = {}  # by parameter
+        for key, value in self._part("optimizer/").items():
+            name, _, slot = key.rpartition("/")
+            slots.setdefault(name, {})[slot] = value
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                prefix = names[parameter] + "/"
-                state = {key.removeprefix(prefix): value for key, value in slots.items() if key.startswith(prefix)}
+                state = slots.get(names[parameter], {})
                 numbers = self.optimizer_scalars.get(names[parameter], {})
                 if state or numbers:
                     # In the layout of the parameter: fused optimisers walk through both in the order of memory.
