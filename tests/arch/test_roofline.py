@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from scaledyolo.arch.groups import group_costs
 from scaledyolo.arch.lower import lower
-from scaledyolo.arch.roofline import Roof, roofline_svg, stage_roofs
+from scaledyolo.arch.roofline import Roof, stage_roofs
+from scaledyolo.arch.roofline_drawing import roofline_svg
 from scaledyolo.arch.zoo import find
 from scaledyolo.errors import UsageError
 
@@ -93,3 +94,29 @@ def test_what_was_measured_hangs_below_the_roof():
     measured = _points(roofline_svg(roofs, ROOF))
     assert len(measured) == len(slow)
     assert "measured" in roofline_svg(roofs, ROOF)
+
+
+@pytest.mark.parametrize("name", ["yolov4-tiny", "yolov4-p5", "yolov4-p7"])
+@pytest.mark.parametrize("measured", [False, True])
+def test_every_stage_is_named_and_no_name_covers_another(name, measured):
+    graph = lower(find(name))
+    times = {node.name: 0.1 + 0.01 * index for index, node in enumerate(graph)} if measured else {}
+    roofs = stage_roofs(group_costs(graph, graph.height, graph.width), ROOF, times)
+    tree = ElementTree.fromstring(roofline_svg(roofs, ROOF))
+    texts = [text for text in tree.iter() if text.attrib.get("class", "").startswith("name ")]
+    drawn = [roof.cost.group.name.rpartition(".")[2] for roof in roofs if roof.cost.macs]
+    assert sorted(text.text or "" for text in texts) == sorted(drawn)
+    spans = []
+    for text in texts:
+        x, y, width = float(text.attrib["x"]), float(text.attrib["y"]), 6 * len(text.text or "")
+        left = x - {"start": 0, "middle": width / 2, "end": width}[text.attrib["text-anchor"]]
+        assert left >= 76
+        assert left + width <= 736
+        spans.append((left, y - 9, left + width, y))
+    clashes = [
+        (one, other)
+        for index, one in enumerate(spans)
+        for other in spans[:index]
+        if one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+    ]
+    assert not clashes

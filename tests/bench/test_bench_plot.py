@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from scaledyolo.arch.roofline import Roof
-from scaledyolo.bench.plot import check_plot, draw, roofline_figure, speed_figure
+from scaledyolo.bench.plot import check_plot, draw, plain_log_ticks, roofline_figure, speed_figure
 from scaledyolo.bench.roofline import Layer
 from scaledyolo.bench.rows import Row
 from scaledyolo.errors import OutputError, UsageError
@@ -50,6 +51,23 @@ def test_many_networks_are_drawn_over_their_capacity() -> None:
     assert list(lines["x f32"].get_xdata()) == [5, 50, 500]
     assert list(lines["x f32"].get_ydata()) == [10, 100, 1000]
     assert {text.get_text() for text in axes.texts} == {"s 416", "m 416", "l 416"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ((3.0, 700.0), ["5", "10", "20", "50", "100", "200", "500"]),
+        ((0.001, 9000.0), ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]),
+        ((3.6, 70.0), ["5", "10", "20", "50"]),
+        ((0.65, 0.84), ["0.65", "0.7", "0.75", "0.8"]),
+    ],
+)
+def test_numbers_at_a_logarithmic_axis_are_plain(limits: tuple[float, float], told: list[str]) -> None:
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=limits)
+    plain_log_ticks(axes.xaxis)
+    assert [label.get_text() for label in axes.get_xticklabels()] == told
+    assert not axes.xaxis.get_minorticklocs().size
 
 
 def test_the_roof_bends_at_its_ridge() -> None:

@@ -39,6 +39,9 @@ STYLE: Final = {
 _MANY_NETWORKS: Final = 3  # from so many on, lines over capacity say more than bars
 _NAME_DISTANCE: Final = 0.035  # of the width: between the names of two networks of nearly one capacity
 _NAMED_LAYERS: Final = 8
+# Within a power of ten; the first that gives neither too few numbers nor too many is written at an axis.
+_TICK_STEPS: Final = ((1, 2, 5), (1,), (1, 1.5, 2, 3, 4, 5, 6, 8))
+_FEWEST_TICKS, _MOST_TICKS = 4, 12
 _SMALLEST_AREA, _AREA = 20, 2500  # square points: of a layer that takes no time, and of all the time
 _BOUND_COLOURS: Final = {"compute": _COLOURS[0], "memory": _COLOURS[3]}
 
@@ -122,8 +125,37 @@ def _bars(rows: Sequence[Row]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(y - 0.2, -0.7), xlim=(0, 1.42 * longest), xlabel="milliseconds for each image, median")
     axes.grid(axis="x")
-    axes.set_title(f"{rows[0].threads} CPU thread{'s' if rows[0].threads > 1 else ''}", color=_GREY, fontsize=10)
+    axes.set_title(_threads(rows), color=_GREY, fontsize=10)
     return figure
+
+
+def _threads(rows: Sequence[Row]) -> str:
+    count = rows[0].threads
+    return f"{count} CPU thread{'' if count == 1 else 's'}"
+
+
+def plain_log_ticks(axis: Any, low: float | None = None, high: float | None = None) -> None:
+    """Numbers as people write them on a logarithmic axis: 1, 2 and 5 times powers of ten, or what else fits.
+
+    Args:
+        axis: of matplotlib; its limits are set.
+        low, high: its limits, where the axis does not know them itself.
+    """
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+
+    if low is None or high is None:
+        low, high = sorted(axis.get_view_interval())
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in _TICK_STEPS:
+        ticks = [value for power in powers for step in steps if low <= (value := step * 10.0**power) <= high]
+        if _FEWEST_TICKS <= len(ticks) <= _MOST_TICKS:
+            break
+    else:  # a stretch so short that it is almost linear
+        ticks = [value for value in MaxNLocator(_FEWEST_TICKS).tick_values(low, high) if low <= value <= high]
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _lines(rows: Sequence[Row]) -> Figure:
@@ -149,12 +181,12 @@ def _lines(rows: Sequence[Row]) -> Figure:
     axes.set_ylim(top=1.2 * top)
     axes.grid(axis="y")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
+        plain_log_ticks(axis)
     _name_capacities(axes, ordered)
     second = axes.secondary_yaxis("right", functions=(_reciprocal, _reciprocal))
     second.set_ylabel("images a second")
-    second.yaxis.set_major_formatter("{x:g}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.0))
+    plain_log_ticks(second.yaxis, *sorted(map(float, _reciprocal(axes.get_ylim()))))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.12, 1.0), title=_threads(rows), alignment="left")
     return figure
 
 
@@ -212,7 +244,7 @@ def roofline_figure(row: Row, roof: Roof, layers: Sequence[Layer]) -> Figure:
     axes.plot([], [], " ", label=f"without arithmetic  {100 * rest:.0f} %")
     axes.set(xscale="log", yscale="log", xlabel="FLOP for each byte moved", ylabel="GFLOP/s")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
+        plain_log_ticks(axis)
     axes.set_title(f"{network_label(row)} in {engine_label(row)}")
     axes.grid(which="major")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), labelspacing=0.7)

@@ -12,7 +12,8 @@ from typing import Any
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.groups import group_costs
-from scaledyolo.arch.roofline import BYTES_PER_VALUE, Roof, StageRoof, roofline_svg, stage_roofs
+from scaledyolo.arch.roofline import BYTES_PER_VALUE, Roof, StageRoof, stage_roofs
+from scaledyolo.arch.roofline_drawing import roofline_svg
 from scaledyolo.errors import FormatError, UsageError
 from scaledyolo.host import usable_cores
 

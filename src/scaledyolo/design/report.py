@@ -10,7 +10,7 @@ import numpy as np
 
 from scaledyolo.design.capacity import Values, seen
 from scaledyolo.design.refine_report import draw_refinement, refinement_document, refinement_table, verdict
-from scaledyolo.design.search import Answer, Measured
+from scaledyolo.design.search import Answer, Measured, affordable
 
 _MOST_DOTS: Final = 3000  # predicted networks in the picture
 _BLUE, _ORANGE, _GREEN, _GREY, _INK = "#0072b2", "#e69f00", "#009e73", "#8a94a3", "#1f2933"
@@ -145,7 +145,7 @@ def draw(answer: Answer, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from scaledyolo.bench.plot import STYLE
+    from scaledyolo.bench.plot import STYLE, plain_log_ticks
     from scaledyolo.files import output_errors
 
     with rc_context(STYLE):
@@ -155,13 +155,12 @@ def draw(answer: Answer, path: Path) -> None:
         _draw_predicted(axes, answer)
         _draw_measured(axes, answer)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        plain_log_ticks(axes.xaxis)
         axes.grid(visible=True)
         axes.set_xlabel("milliseconds for one image, end to end")
         axes.set_ylabel("capacity (yolov4-csp at 640 is 100; no accuracy)")
         axes.set_title(f"{answer.chosen.candidate.name} for {answer.budget}")
-        axes.legend(loc="upper left")
+        axes.legend(loc="upper left", markerscale=1.2)
         if refined is not None:
             draw_refinement(below[0], refined)
         figure.supxlabel(str(answer.device), x=0.99, ha="right", fontsize=8, color=_GREY)
@@ -170,12 +169,21 @@ def draw(answer: Answer, path: Path) -> None:
 
 
 def _draw_predicted(axes: Any, answer: Answer) -> None:
-    table = answer.table
-    shown = np.linspace(0, len(table.candidates) - 1, min(len(table.candidates), _MOST_DOTS)).astype(int)
-    axes.scatter(
-        table.predicted_ms[shown], table.capacity[shown], s=5, color=_GREY, alpha=0.35, linewidths=0,
-        label=f"predicted ({len(table.candidates):,} networks)",
-    )  # fmt: skip
+    """A dot for each network; where the budget is none of time, those that keep it stand out."""
+    table, count = answer.table, len(answer.table.candidates)
+    shown = np.linspace(0, count - 1, min(count, _MOST_DOTS)).astype(int)
+    groups = [(shown, _GREY, 0.35, f"predicted ({count:,} networks)")]
+    if answer.budget.kind != "latency":
+        kept = affordable(table.candidates, answer.budget, answer.device)
+        within, beyond = shown[kept[shown]], shown[~kept[shown]]
+        groups = [
+            (beyond, _GREY, 0.25, f"predicted, beyond {answer.budget} ({count - int(kept.sum()):,})"),
+            (within, _ORANGE, 0.7, f"predicted, within it ({int(kept.sum()):,})"),
+        ]
+    for rows, colour, opacity, label in groups:
+        axes.scatter(
+            table.predicted_ms[rows], table.capacity[rows], s=6, color=colour, alpha=opacity, linewidths=0, label=label
+        )
 
 
 def _draw_measured(axes: Any, answer: Answer) -> None:

@@ -285,15 +285,21 @@ def _allowed(table: Table, budget: Budget, facts: DeviceFacts) -> npt.NDArray[np
     """
     if budget.kind == "latency":
         return np.ones(len(table.candidates), bool)
-    spent = np.array([_spent(one, budget, _value_bytes(facts)) for one in table.candidates])
-    allowed: npt.NDArray[np.bool_] = spent <= budget.limit
+    allowed = affordable(table.candidates, budget, facts)
     if not allowed.any():
+        spent = [_spent(one, budget, _value_bytes(facts)) for one in table.candidates]
         least = int(np.argmin(spent))
         raise UsageError(
             f"no network of this range meets {budget}: the least of {len(table.candidates):,}, "
-            f"{table.candidates[least].name}, needs {budget.show(float(spent[least]))}"
+            f"{table.candidates[least].name}, needs {budget.show(spent[least])}"
         )
     return allowed
+
+
+def affordable(candidates: Sequence[Candidate], budget: Budget, facts: DeviceFacts) -> npt.NDArray[np.bool_]:
+    """(n,) which candidates meet a budget of operations, parameters or memory."""
+    width = _value_bytes(facts)
+    return np.array([_spent(one, budget, width) <= budget.limit for one in candidates])
 
 
 def meets(one: Measured, budget: Budget, facts: DeviceFacts) -> bool:
