@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from scaledyolo.cli.export import EXIT_UNVERIFIED, open_data
 from scaledyolo.cli.options import model_source
 
+if TYPE_CHECKING:
+    from scaledyolo.export.origin import MissingOriginError
+
+EXIT_NOT_COMPARED = 1
+
 
 @dataclass(frozen=True)
 class Verify:
     """Compare an exported model with the model it comes from, on this machine.
 
-    Writes ARTEFACT.verified.json and marks the artefact; the exit code is not zero where they differ.
+    Writes ARTEFACT.verified.json and marks the artefact; the exit code is 2 where they differ. Without the model it
+    says whether the file is the one that its report speaks of and whether it runs; the exit code is 1 at best.
     """
 
     artefact: tyro.conf.Positional[Path]
@@ -41,17 +47,31 @@ class Verify:
 
     def run(self) -> int:
         from scaledyolo.export import verify
+        from scaledyolo.export.origin import MissingOriginError
         from scaledyolo.model import load_model
 
         against = load_model(model_source(self.against), names=self.names) if self.against else None
-        report = verify(
-            self.artefact,
-            against,
-            names=self.names,
-            images=self.images,
-            data=open_data(self.data, self.split),
-            engine=self.engine,
-            mark=self.mark,
-        )
+        try:
+            report = verify(
+                self.artefact,
+                against,
+                names=self.names,
+                images=self.images,
+                data=open_data(self.data, self.split),
+                engine=self.engine,
+                mark=self.mark,
+            )
+        except MissingOriginError as missing:
+            return self._recheck(missing)
         print(json.dumps(report.to_dict(), indent=1) if self.json else report.summary())
         return 0 if report.passed else EXIT_UNVERIFIED
+
+    def _recheck(self, missing: MissingOriginError) -> int:
+        """What can be said without the model."""
+        if self.data is not None:  # its AP is what was asked for
+            raise missing
+        from scaledyolo.export.recheck import recheck
+
+        found = recheck(self.artefact, str(missing), images=self.images, engine=self.engine)
+        print(json.dumps(found.to_dict(), indent=1) if self.json else found.summary())
+        return EXIT_NOT_COMPARED if found.nothing_speaks_against_it else EXIT_UNVERIFIED

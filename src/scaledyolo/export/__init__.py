@@ -2,6 +2,7 @@
 
 run             export(model, destination, format=...) -> ExportReport
 verify          verify(artefact, against=model) -> VerificationReport
+recheck         what can be said without the model: recheck(artefact, reason) -> Recheck
 reference       what the model itself answers
 origin          the file of the model, recorded and found again
 average_precision  AP of raw maps and of end-to-end detections

@@ -28,6 +28,10 @@ DIGEST: Final = "exported_digest"
 Source = PathLike | tuple[PathLike, PathLike]
 
 
+class MissingOriginError(UsageError):
+    """The model that an artefact was exported from is not recorded, or not found from here."""
+
+
 def record_origin(source: Source, artefact: Path) -> dict[str, str]:
     """What goes into the provenance of an artefact that is exported from ``source``, which can be read."""
     files = _files(source)
@@ -49,7 +53,8 @@ def find_origin(artefact: Path, facts: ModelFacts, names: PathLike | None = None
         names: file with the class names, for models that do not hold them.
 
     Raises:
-        UsageError: it is not recorded, not there, or not the same any more; says what to give.
+        MissingOriginError: it is not recorded or not there; says what to give.
+        UsageError: it is not the same any more.
     """
     recorded = _recorded(artefact, facts.provenance)
     changed = None
@@ -60,7 +65,7 @@ def find_origin(artefact: Path, facts: ModelFacts, names: PathLike | None = None
             return load_model(source, names=names)
         changed = source
     if changed is None:
-        raise UsageError(
+        raise MissingOriginError(
             f"{artefact}: the model it was exported from, {' and '.join(recorded)}, is not found from here; "
             "give it with --against MODEL"
         )
@@ -77,7 +82,7 @@ def _recorded(artefact: Path, provenance: Mapping[str, str]) -> list[str]:
     except (KeyError, ValueError):
         recorded = None
     if not isinstance(recorded, list) or not 1 <= len(recorded) <= 2:
-        raise UsageError(
+        raise MissingOriginError(
             f"{artefact}: its metadata does not name the file of the model it was exported from; "
             "give the model with --against MODEL"
         )

@@ -14,12 +14,14 @@ from typing import Any, Final
 
 from scaledyolo import __version__
 from scaledyolo.artefact import Quantisation
+from scaledyolo.errors import FormatError
 from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
 from scaledyolo.files import atomic_file
 from scaledyolo.host import processor_name
 
 REPORT_SUFFIX: Final = ".verified.json"
 FORMAT: Final = "scaledyolo-verification/2"
+_REPORT_KEYS: Final = frozenset(("passed", "date", "digest", "reference", "checks"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,23 @@ class VerificationReport:
 def report_path(artefact: Path) -> Path:
     """The report's place beside its artefact."""
     return artefact.with_name(artefact.name + REPORT_SUFFIX)
+
+
+def read_report(path: Path) -> dict[str, Any] | None:
+    """The report at a place as plain values; None where there is none.
+
+    Raises:
+        FormatError: it is damaged, or no report.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: a damaged report ({error}); verify the artefact with --against MODEL") from None
+    if not isinstance(values, dict) or values.get("report") != FORMAT or not values.keys() >= _REPORT_KEYS:
+        raise FormatError(f"{path}: not a report of this version; verify the artefact with --against MODEL")
+    return values
 
 
 def machine() -> dict[str, Any]:

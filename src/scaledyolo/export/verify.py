@@ -67,7 +67,8 @@ def verify(
         mark: whether the artefact is marked ``verified`` or ``UNVERIFIED`` in its metadata and the report is written.
 
     Raises:
-        UsageError: the model was not given and cannot be found.
+        MissingOriginError: the model was not given and is not found; see :func:`~scaledyolo.export.recheck.recheck`.
+        UsageError: the model was not given and has changed since.
         ScaledYoloError: the artefact or an image cannot be read. Differences are no error: see ``report.passed``.
     """
     path = Path(artefact)
@@ -125,7 +126,7 @@ def _check(
     data: Dataset | None,
 ) -> RuntimeCheck:
     """Put every question to one runtime."""
-    precision, tolerance = _tolerance(found)
+    precision, tolerance = tolerance_of(found)
     cases = [
         _case(found, question, maps, expected.facts, images, tolerance)
         for question, maps in zip(questions, expected.maps, strict=True)
@@ -142,7 +143,7 @@ def _check(
     )
 
 
-def _tolerance(found: Runnable) -> tuple[str, Tolerance]:
+def tolerance_of(found: Runnable) -> tuple[str, Tolerance]:
     """What may differ, and its name: as much as the engine's precision, the stored one or 8 bits bring about."""
     precision = found.engine.precision if found.engine.precision != "float32" else found.facts.storage
     quantisation = found.facts.quantisation
