@@ -13,7 +13,8 @@ from scaledyolo.arch.cost import cost, receptive_fields
 from scaledyolo.arch.graph_io import graph_from_dict, graph_to_dict
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
-from scaledyolo.arch.zoo import ALIASES, ZOO, find
+from scaledyolo.arch.zoo import ALIASES, TRAINING_FORMS, ZOO, find
+from scaledyolo.arch.zoo_v7 import deploy_form
 from scaledyolo.errors import SpecError, UsageError
 
 
@@ -166,6 +167,34 @@ def test_every_alias_names_a_network_and_hides_none():
 def test_strides_double_from_level_to_level():
     assert sorted(lower(find("yolov4-p7")).strides) == [8, 16, 32, 64, 128]
     assert lower(find("yolov4-tiny")).strides == (32, 16)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("yolov7-tiny", 32), ("yolov7", 32), ("yolov7x", 32), ("yolov7-w6", 64)])
+def test_yolov7_is_decoded_as_it_is_trained(name, stride):
+    graph = lower(find(name))
+    assert graph.max_stride == stride
+    assert graph.strides == (8, 16, 32, 64)[: len(graph.heads)]
+    assert (graph.resize, graph.norm_eps) == ("letterbox", 1e-3)
+    assert {(op.decoding, len(op.mask), op.activated) for op in graph.detects} == {("sigmoid-squared", 3, False)}
+    finest = {"yolov7-tiny": (10, 13), "yolov7-w6": (19, 27)}.get(name, (12, 16))
+    coarsest = {"yolov7-tiny": (373, 326), "yolov7-w6": (925, 792)}.get(name, (459, 401))
+    assert (graph.detects[0].level_anchors[0], graph.detects[-1].level_anchors[2]) == (finest, coarsest)
+
+
+@pytest.mark.parametrize("name", TRAINING_FORMS)
+def test_training_forms_are_found_but_not_listed(name):
+    spec = find(name)
+    assert spec.head.implicit
+    assert deploy_form(spec) == ZOO[name.removesuffix("-training")]
+    assert not set(TRAINING_FORMS) & {*ZOO, *ALIASES}
+
+
+def test_an_elan_neck_needs_its_widths_by_level():
+    values = ZOO["yolov7"].to_dict()
+    with pytest.raises(SpecError, match="'elan-pan' of 3 levels needs 3 values each of hidden and growth, got 2 and 3"):
+        ModelSpec.from_dict({**values, "neck": {**values["neck"], "hidden": [128, 256]}})
+    with pytest.raises(SpecError, match="1 auxiliary heads for 3 levels"):
+        ModelSpec.from_dict({**values, "head": {"auxiliary": [64]}})
 
 
 def test_an_unknown_network_names_the_nearest():

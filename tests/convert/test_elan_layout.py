@@ -263,13 +263,14 @@ def saved(path: Path, value: Any, model_class: type) -> Path:
     return path
 
 
-def test_a_pickled_training_checkpoint_in_half_precision(tmp_path: Path) -> None:
-    model = reference.randomise(reference_model("yolov7-tiny", "training"), 3).half()
+@pytest.mark.parametrize("name", ["yolov7-tiny", pytest.param("yolov7", marks=pytest.mark.slow)])
+def test_a_pickled_training_checkpoint_in_half_precision(name: str, tmp_path: Path) -> None:
+    model = reference.randomise(reference_model(name, "training"), 3).half()
     record = {"epoch": 299, "best_fitness": 0.4, "model": None, "ema": model, "updates": 9, "optimizer": None}
-    path = saved(tmp_path / "yolov7-tiny_training.pt", record, type(model))
+    path = saved(tmp_path / f"{name}_training.pt", record, type(model))
     report = convert(path, tmp_path / "ours.safetensors")
     checkpoint = load_checkpoint(tmp_path / "ours.safetensors")
-    assert checkpoint.spec == find("yolov7-tiny").with_classes(3)
+    assert checkpoint.spec == find(name).with_classes(3)
     assert checkpoint.class_names == ("thing 0", "thing 1", "thing 2")
     assert checkpoint.graph.norm_eps == 1e-3
     assert any("implicit vectors of 3 levels" in note for note in report.notes)
