@@ -463,3 +463,96 @@ def test_coco_mini(shared: Path) -> None:
     assert 230 < len(most) < 290
     shuffled = val.subset(np.random.default_rng(0).permutation(328))
     assert set(select_share(shuffled, 0.8, 1.0, seed=1).annotations.paths) == set(rest.annotations.paths)
+
+
+# --- files that anybody may have written ---
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        ([{"id": 1, "file_name": 3}], "text as file_name"),
+        ([{"id": [1], "file_name": "a.png"}], "whole number as id"),
+        ([{"id": 10**30, "file_name": "a.png"}], "whole number as id"),
+        ([{"id": "one", "file_name": "a.png"}], "whole number as id"),
+    ],
+)
+def test_coco_images_of_wrong_types(tmp_path: Path, images: list[Any], words: str) -> None:
+    write_image(tmp_path / "a.png")
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+    with pytest.raises(DataError, match=words):
+        read_coco(write(tmp_path / "x.json", json.dumps(content)), bad="fail")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_id": [1]}, "image_id is no whole number"),
+        ({"image_id": {}}, "image_id is no whole number"),
+        ({"category_id": [1]}, "no category has the id"),
+        ({"bbox": [10**400, 1, 9, 9]}, "not a number"),
+        ({"area": 10**400}, "not a number"),
+    ],
+)
+def test_coco_boxes_of_wrong_types(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    write_image(tmp_path / "a.png")
+    box = {"image_id": 7, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    content = {
+        "images": [{"id": "7", "file_name": "a.png"}],  # some tools write numbers as text
+        "annotations": [box, {**box, "bbox": [2, 2, 5, 5], **change}],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    path = write(tmp_path / "x.json", json.dumps(content))
+    dataset = read_coco(path)
+    assert dataset.annotations.image_ids.tolist() == [7]
+    np.testing.assert_array_equal(dataset.annotations.boxes_xyxy, [[1, 1, 10, 10]])
+    assert words in str(dataset.report)
+    with pytest.raises(DataError, match="nested too deeply"):
+        read_coco(write(path, "[" * 100_000))
+
+
+@pytest.mark.parametrize("label", ["3000000000", "1e300", "10000", "9" * 400])
+def test_a_class_id_that_is_none_makes_no_names(tmp_path: Path, label: str) -> None:
+    write_image(tmp_path / "images/a.png")
+    write(tmp_path / "labels/a.txt", f"2 .5 .5 .2 .2\n{label} .5 .5 .4 .4\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.names == ("class0", "class1", "class2")
+    assert dataset.report.counts == {"wrong-class": 1}
+    assert read_yolo_folder(tmp_path).names == dataset.names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("names: [[a, b]]", "every class name is one text, found the list"),
+        ("names: [a, null]", "every class name is one text, found the NoneType"),
+        ("names: {0: a, x: b}", "names must be numbered 0 to 1"),
+        ("names: " + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_descriptions_of_wrong_types(tmp_path: Path, text: str, words: str) -> None:
+    write_image(tmp_path / "images/a.png")
+    with pytest.raises(DataError, match=words):
+        read_yolo_yaml(write(tmp_path / "data.yaml", f"{text}\ntrain: images\n"))
+
+
+def test_labels_of_images_that_are_not_listed_are_no_orphans(tmp_path: Path) -> None:
+    names = [f"{number}[x]" for number in range(40)]
+    for name in names:
+        write_image(tmp_path / f"images/{name}.png")
+        write(tmp_path / f"labels/{name}.txt", "0 .5 .5 .2 .2\n")
+    write(tmp_path / "labels/alone.txt", "0 .5 .5 .2 .2\n")
+    write(tmp_path / "train.txt", f"images/{names[0]}.png\n")
+    dataset = read_yolo_yaml(write(tmp_path / "data.yaml", "names: [a]\ntrain: train.txt\n"))
+    assert len(dataset) == 1
+    assert [Path(problem.file).name for problem in dataset.report.problems] == ["alone.txt"]
+
+
+@pytest.mark.parametrize(("height", "words"), [("inf", ""), ("nan", ""), ("<a>" * 3000 + "</a>" * 3000, "deeply")])
+def test_voc_of_wrong_values(tmp_path: Path, height: str, words: str) -> None:
+    write_image(tmp_path / "JPEGImages/a.jpg")
+    text = f"<annotation><filename>a.jpg</filename><size><height>{height}</height><width>50</width></size></annotation>"
+    write(tmp_path / "Annotations/a.xml", text)
+    dataset = read_voc(tmp_path, None)
+    assert len(dataset) == (0 if words else 1)
+    assert words in str(dataset.report)

@@ -12,6 +12,9 @@ from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.image_files import ImageCheck, check_image
 from scaledyolo.data.problems import Policy, RawBox, Report, accept_boxes
 from scaledyolo.errors import DataError
+from scaledyolo.strict import parse_json
+
+_MOST_DIGITS = 18  # of an id: what int64 holds
 
 
 def read_coco(
@@ -43,19 +46,23 @@ def read_coco(
         if missing:
             report.add("missing-field", json_file, place, f"image has no {' and no '.join(sorted(missing))}")
             continue
-        if record["id"] in seen:
-            report.add("duplicate", json_file, place, f"repeats the image id {record['id']}")
+        image_id = _whole(record["id"])
+        if image_id is None or not isinstance(record["file_name"], str):
+            report.add("malformed", json_file, place, "image needs a whole number as id and a text as file_name")
             continue
-        seen.add(record["id"])
+        if image_id in seen:
+            report.add("duplicate", json_file, place, f"repeats the image id {image_id}")
+            continue
+        seen.add(image_id)
         path = folder / record["file_name"]
         size = _size(path, record, check, report, (json_file, place))
         if size is None:
             continue
-        kept = accept_boxes(boxes_of.pop(record["id"], []), *size, report, json_file)
-        builder.add(path, *size, kept, record["id"])
-    for image_id, orphans in boxes_of.items():
-        if image_id not in seen:
-            report.add("missing-image", json_file, orphans[0].place, f"no image has the id {image_id}")
+        kept = accept_boxes(boxes_of.pop(image_id, []), *size, report, json_file)
+        builder.add(path, *size, kept, image_id)
+    for orphaned, orphans in boxes_of.items():
+        if orphaned not in seen:
+            report.add("missing-image", json_file, orphans[0].place, f"no image has the id {orphaned}")
     report.finish()
     return Dataset(
         annotations=builder.build(),
@@ -104,12 +111,12 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
 
 def _load(json_file: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(json_file.read_bytes())
+        content: dict[str, Any] = parse_json(json_file.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{json_file}: no such annotation file") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{json_file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # not UTF-8, or nested too deeply
         raise DataError(f"{json_file}: not valid JSON: {error}") from error
     missing = {"images", "annotations", "categories"} - (content.keys() if isinstance(content, dict) else set())
     if missing:
@@ -135,7 +142,11 @@ def _boxes_by_image(
         place = f"annotations[{position}] (id {record['id']})" if "id" in record else f"annotations[{position}]"
         box = _read_box(record, class_of, place, report, json_file)
         if box is not None:
-            boxes[record["image_id"]].append(box)
+            image_id = _whole(record["image_id"])
+            if image_id is None:
+                report.add("malformed", json_file, place, f"image_id is no whole number: {record['image_id']!r:.80}")
+            else:
+                boxes[image_id].append(box)
     return boxes
 
 
@@ -146,19 +157,20 @@ def _read_box(
     if missing:
         report.add("missing-field", json_file, place, f"annotation has no {' and no '.join(sorted(missing))}")
         return None
-    class_id = class_of.get(record["category_id"])
+    category = _whole(record["category_id"])
+    class_id = None if category is None else class_of.get(category)
     if class_id is None:
-        report.add("wrong-class", json_file, place, f"no category has the id {record['category_id']}")
+        report.add("wrong-class", json_file, place, f"no category has the id {record['category_id']!r:.80}")
         return None
     values = record["bbox"]
     if not isinstance(values, list) or len(values) != 4:
-        report.add("column-count", json_file, place, f"bbox must be [left, top, width, height], found {values!r}")
+        report.add("column-count", json_file, place, f"bbox must be [left, top, width, height], found {values!r:.200}")
         return None
     try:
         left, top, width, height = map(float, values)
         area = float(record["area"]) if record.get("area") is not None else None
-    except (TypeError, ValueError):
-        report.add("not-a-number", json_file, place, f"bbox or area has a value that is not a number: {values!r}")
+    except (TypeError, ValueError, OverflowError):
+        report.add("not-a-number", json_file, place, f"bbox or area has a value that is not a number: {values!r:.200}")
         return None
     if width < 0 or height < 0:
         report.add("zero-size", json_file, place, f"bbox has a negative size ({width:g}x{height:g} pixels)")
@@ -166,6 +178,13 @@ def _read_box(
     return RawBox(
         left, top, left + width, top + height, class_id, place, crowd=bool(record.get("iscrowd", 0)), area=area
     )
+
+
+def _whole(value: object) -> int | None:
+    """An id as the numbers of the data set hold it; some tools write it as text. None where it is no such number."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _MOST_DIGITS:
+        return int(value)
+    return value if isinstance(value, int) and abs(value) < 10**_MOST_DIGITS else None
 
 
 def _size(
@@ -191,7 +210,8 @@ def _image_folder(json_file: Path, content: dict[str, Any]) -> Path:
         for base in (parent, parent.parent)
         for folder in (base / part, base / "images" / part, base / "images", base)
     ]
-    names = [record["file_name"] for record in content["images"][:20] if "file_name" in record]
+    stated = [record.get("file_name") for record in _records(content, "images", json_file)[:20]]
+    names = [name for name in stated if isinstance(name, str)]
     for folder in candidates:
         if any((folder / name).is_file() for name in names):
             return folder

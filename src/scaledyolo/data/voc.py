@@ -16,16 +16,26 @@ from scaledyolo.data.image_files import SUFFIXES, ImageCheck, check_image
 from scaledyolo.data.problems import Policy, RawBox, Report, accept_boxes
 from scaledyolo.errors import DataError, nearest
 
+_MOST_DEPTH = 100  # of elements inside elements; the format has four
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class _LineParser(DefusedXMLParser):  # type: ignore[misc]  # no types published
-    """Parser without entities (they can expand without bound) whose elements know their line."""
+    """Parser without entities (they can expand without bound) or depth, whose elements know their line."""
+
+    depth = 0
 
     def _start(self, *arguments: Any) -> Any:
+        self.depth += 1
+        if self.depth > _MOST_DEPTH:
+            raise DefusedXmlException("elements are nested too deeply")
         element = super()._start(*arguments)
         element.set("scaledyolo-line", str(self.parser.CurrentLineNumber))
         return element
+
+    def _end(self, *arguments: Any) -> Any:
+        self.depth -= 1
+        return super()._end(*arguments)
 
 
 def read_voc(
@@ -105,7 +115,7 @@ def _parse(path: Path, report: Report) -> Element | None:
         report.add("malformed", path, f"{line}:{column + 1}", f"not valid XML: {error.msg}")
         return None
     except DefusedXmlException as error:
-        report.add("malformed", path, 1, f"XML entities are refused: {error}")
+        report.add("malformed", path, 1, f"refused, for no annotation needs that: {error}")
         return None
     return root
 
@@ -144,7 +154,7 @@ def _size_agrees(root: Element, size: tuple[int, int], file: Path, report: Repor
     stated = (root.findtext("size/height"), root.findtext("size/width"))
     try:
         height, width = (int(float(side)) if side else 0 for side in stated)
-    except ValueError:
+    except (ValueError, OverflowError):
         height, width = 0, 0
     if min(height, width) < 1 or (height, width) == size:  # tools that do not know the size write 0
         return True

@@ -22,6 +22,7 @@ from scaledyolo.strict import parse_yaml
 
 SPLIT_SYNONYMS = {"val": ("val", "valid", "validation"), "valid": ("valid", "val", "validation")}
 _NAME_FILES = ("classes.txt", "obj.names", "names.txt", "labels.txt")
+_MOST_DIGITS = 4  # of a class without a name: what is larger is no class but a coordinate or an id in its place
 # A fraction beyond this is a pixel coordinate by mistake, not a box that sticks out.
 _LARGEST_FRACTION = 2.0
 _WITH_SCORE = 6  # columns of a row that a detector wrote
@@ -108,13 +109,16 @@ def label_file(image: Path) -> Path:
 def _names(content: dict[str, Any], yaml_file: Path) -> tuple[str, ...]:
     names = content.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DataError(f"{yaml_file}: names must be numbered 0 to {len(names) - 1}, found {sorted(names)}")
+        if names.keys() != set(range(len(names))):
+            raise DataError(f"{yaml_file}: names must be numbered 0 to {len(names) - 1}, found {list(names)!r:.200}")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{yaml_file}: has no class names; give `names: [first, second]`")
     if "nc" in content and content["nc"] != len(names):
         raise DataError(f"{yaml_file}: nc is {content['nc']} but {len(names)} names are given; make them agree")
+    for name in names:
+        if not isinstance(name, (str, int, float)):
+            raise DataError(f"{yaml_file}: every class name is one text, found the {type(name).__name__} {name!r:.80}")
     return tuple(map(str, names))
 
 
@@ -137,7 +141,8 @@ def infer_names(folders: Sequence[Path]) -> tuple[str, ...]:
             if labels.is_file():
                 lines = labels.read_text("utf-8-sig", "replace").splitlines()
                 first = [line.split()[0] for line in lines if line.strip()]
-                highest = max([highest, *(int(word) for word in first if word.isascii() and word.isdigit())])
+                ids = [int(word) for word in first if word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS]
+                highest = max([highest, *ids])
     return tuple(f"class{number}" for number in range(highest + 1))
 
 
@@ -196,8 +201,9 @@ def _report_orphans(images: list[Path], report: Report) -> None:
         image_folder = Path(*("images" if part == "labels" else part for part in folder.parts))
         if folder == image_folder or not folder.is_dir():
             continue  # labels beside the images: other text files may lie there
+        pictured = {path.stem for path in image_folder.iterdir()} if image_folder.is_dir() else set()
         for path in sorted(set(folder.glob("*.txt")) - expected):
-            if path.name not in _NAME_FILES and not any(image_folder.glob(f"{path.stem}.*")):
+            if path.name not in _NAME_FILES and path.stem not in pictured:
                 report.add("missing-image", path, "", "label file belongs to no image")
 
 
@@ -241,8 +247,9 @@ def _read_row(
         report.add("not-a-number", path, number, f"row has a value that is not a number ({error})")
         return None
     label, *places = values
-    if not label.is_integer() or label < 0 or (num_classes is not None and label >= num_classes):
-        allowed = f"0 to {num_classes - 1}" if num_classes else "a whole number from 0"
+    known = num_classes if num_classes is not None else 10**_MOST_DIGITS
+    if not label.is_integer() or not 0 <= label < known:
+        allowed = f"a whole number from 0 to {known - 1}"
         hint = "; do the ids count from 1? They begin at 0" if label == num_classes else ""
         report.add("wrong-class", path, number, f"class is {columns[0]}, allowed is {allowed}{hint}")
         return None
