@@ -1,7 +1,7 @@
 """The paper's Figure 5 on any trained network: AP against input size, for the network and for what it contains.
 
     python benchmarks/figure5.py network --classes 3 --size 384 --out narrow-p6.yaml
-    scaledyolo train --model narrow-p6.yaml --data DATA --recipe small
+    scaledyolo train --model narrow-p6.yaml --data DATA
     python benchmarks/figure5.py measure runs/train/best.safetensors --data DATA --out figure5
 
 The paper takes the coarsest stages from a trained YOLOv4-P7 and finds the whole network best at high resolution, the
