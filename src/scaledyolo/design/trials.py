@@ -108,7 +108,7 @@ class Trials:
             for trial in todo:
                 self._train(trial, epochs, plan)
             if rung + 1 < len(plan.epochs):
-                self._prune()
+                self._prune(epochs)
         return self._finish("complete")
 
     def _planned(self) -> Plan:
@@ -172,9 +172,10 @@ class Trials:
         told = outcome.failure or f"AP {outcome.ap:.4f}"
         self._tell(f"{entrant.name} after {epochs} of {plan.total} epochs: {told}, {outcome.seconds:.0f} s")
 
-    def _prune(self) -> None:
-        """Ask the pruner about all that run, and stop those that it does not want."""
-        stopped = [trial for trial in self._running() if self._live(trial).should_prune()]
+    def _prune(self, epochs: int) -> None:
+        """Ask the pruner about all that reported this rung last, and stop those that it does not want."""
+        asked = [trial for trial in self._running() if trial.last_step == epochs]  # a run that goes on may be further
+        stopped = [trial for trial in asked if self._live(trial).should_prune()]
         for trial in stopped:
             self._study.tell(trial.number, state=TrialState.PRUNED)
         if stopped:
