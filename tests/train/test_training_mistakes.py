@@ -202,6 +202,12 @@ def poison(monkeypatch: pytest.MonkeyPatch, batches: list[tuple[int, int]]) -> N
     monkeypatch.setattr(Training, "to_device", poisoned)
 
 
+def test_a_resume_takes_no_other_options(tmp_path: Path, sentence: Say) -> None:
+    said = sentence(["train", "--resume", str(tmp_path), "--epochs", "9", "--set", "batch=2", "--freeze-norm"])
+    assert "so --set and --epochs and --freeze-norm cannot change it" in said
+    assert f"--weights {tmp_path / 'last.safetensors'}" in said
+
+
 def test_an_epoch_that_breaks_off_leaves_no_thread_and_no_bar(
     world: Any, monkeypatch: pytest.MonkeyPatch, sentence: Say
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -135,7 +135,7 @@ class Train:
         from scaledyolo.train.pace import fitting_epochs, measure_pace
 
         assert self.minutes is not None
-        if self.epochs is not None or self.resume is not None or run.settings.world_size > 1:
+        if self.epochs is not None or run.settings.world_size > 1:
             raise UsageError("--minutes is for a new training in one process, without --epochs; use --epochs instead")
         pace = measure_pace(fabric, run, train_data, val_data)
         epochs = fitting_epochs(pace, run.recipes[-1], self.minutes, run.settings.evaluate_every)
@@ -149,6 +149,16 @@ class Train:
     def _saved_run(self, folder: Path) -> Run:
         from scaledyolo.train.manifest import read_run
 
+        ignored = [
+            f"--{option.name.replace('_', '-')}"
+            for option in fields(self)
+            if option.name not in ("data", "resume") and getattr(self, option.name) != option.default
+        ]
+        if ignored:
+            raise UsageError(
+                f"--resume goes on with a run as it was begun, so {' and '.join(ignored)} cannot change it; leave it "
+                f"out, or start a new run with --weights {folder / 'last.safetensors'}"
+            )
         run = read_run(folder)
         if run.data is None:
             raise UsageError(f"{folder}: began in Python, with data unknown to the command line; resume it in Python")
