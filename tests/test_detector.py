@@ -88,13 +88,25 @@ def test_a_list_gives_a_list_in_order_whatever_the_sizes(detector, paint):
     assert detector([]) == []
 
 
-@pytest.mark.parametrize(("classes", "ids"), [(["red", 2], {0, 2}), (["1"], {1}), ([], set()), (None, {0, 1, 2})])
+@pytest.mark.parametrize(
+    ("classes", "ids"), [(["red", 2], {0, 2}), (["1"], {1}), ([np.int64(1)], {1}), ([], set()), (None, {0, 1, 2})]
+)
 def test_classes_by_name_and_by_id(colours, image, classes, ids):
     assert set(Detector(colours.checkpoint, classes=classes, **ENGINE)(image).class_id.tolist()) == ids
 
 
 @pytest.mark.parametrize(
-    ("classes", "words"), [(["reed"], "'red'"), ([3], "0 to 2"), (["-1"], "0 to 2"), ([-1], "0 to 2")]
+    ("classes", "words"),
+    [
+        (["reed"], "'red'"),
+        ([3], "0 to 2"),
+        (["-1"], "0 to 2"),
+        ([-1], "0 to 2"),
+        (["--1"], "no class named '--1'"),
+        (["²"], "no class named '²'"),
+        ([1.5], "a name or a whole number, got 1.5"),
+        ([None], "a name or a whole number, got None"),
+    ],
 )
 def test_unknown_classes_are_refused_with_what_there_is(colours, classes, words):
     with pytest.raises(UsageError, match=words):

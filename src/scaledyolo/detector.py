@@ -7,6 +7,7 @@ the engine and decode take each, and suppress merges what they found.
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import threading
 import time
@@ -315,11 +316,15 @@ class Detector:
     def _class_id(self, item: int | str) -> int:
         if isinstance(item, str) and item in self.names:
             return self.names.index(item)
-        if isinstance(item, str) and not item.lstrip("-").isdigit():
-            raise UsageError(f"there is no class named {item!r}.{nearest(item, self.names)}")
-        if not 0 <= int(item) < len(self.names):
+        try:
+            number = int(item) if isinstance(item, str) else operator.index(item)
+        except ValueError:
+            raise UsageError(f"there is no class named {item!r}.{nearest(str(item), self.names)}") from None
+        except TypeError:
+            raise UsageError(f"a class is a name or a whole number, got {item!r}") from None
+        if not 0 <= number < len(self.names):
             raise UsageError(f"there is no class {item}; this model has classes 0 to {len(self.names) - 1}")
-        return int(item)
+        return number
 
 
 def as_rgb(image: Any, *, bgr: bool = False) -> RgbImage:
