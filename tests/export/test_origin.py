@@ -59,6 +59,33 @@ def test_a_model_that_changed_is_not_taken(project: Path, small_model: Checkpoin
         verify(project / "exported" / "small.onnx")
 
 
+def test_an_artefact_is_called_as_its_model(
+    small_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the README says: my.safetensors gives my.onnx, whatever the network is called."""
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("my.safetensors", small_model)
+    assert main(["export", "my.safetensors", "--no-verify"]) == 0
+    assert main(["verify", "my.onnx", "--against", "my.safetensors"]) == 0
+    assert main(["export", "my.safetensors", "--format", "openvino", "--no-verify"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if "verified" not in path.name) == [
+        "my.onnx",
+        "my.safetensors",
+        "my_openvino_model",
+    ]
+
+
+def test_an_export_never_replaces_the_model_itself(
+    colours, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in (colours.cfg, colours.weights):
+        (tmp_path / f"my{file.suffix}").write_bytes(file.read_bytes())
+    assert main(["export", "my.cfg", "my.weights", "--format", "darknet", "--no-verify"]) == 2
+    assert "is the model that is exported" in capsys.readouterr().err
+    assert (tmp_path / "my.weights").read_bytes() == colours.weights.read_bytes()
+
+
 def test_a_model_that_is_gone_is_asked_for(
     project: Path, small_model: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:

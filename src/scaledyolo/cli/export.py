@@ -31,7 +31,7 @@ class Export:
     format: str = "onnx"
     """onnx, openvino, torchscript, torch-export, darknet, ncnn, tflite or coreml."""
     out: Path | None = None
-    """File or folder to create, or a folder to put it in; by default the current one."""
+    """File or folder to create, or a folder to put it in; by default the current one, named as the model is."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="SIDE | HEIGHT WIDTH")] = ()
     """Network input in pixels; by default the model's own."""
     subnet: str | None = None
@@ -102,9 +102,17 @@ class Export:
             verified=self.verify,
             images=self.images,
             data=open_data(self.data, self.split),
+            name=self._name(),
         )
         print(json.dumps(as_dict(report), indent=1) if self.json else text(report))
         return EXIT_UNVERIFIED if report.facts.verification == "UNVERIFIED" else 0
+
+    def _name(self) -> str | None:
+        """The artefact is called as the file that it is made of: my.safetensors gives my.onnx."""
+        weights = Path(self.model[-1])
+        if not weights.is_file():
+            return None  # the name of a network
+        return f"{weights.stem}-{self.subnet}" if self.subnet else weights.stem
 
     def _int8(self) -> Int8 | None:
         from scaledyolo.export import Int8

@@ -50,6 +50,7 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
     images: Sequence[str | Path] = (),
     data: Dataset | None = None,
     source: Source | None = None,
+    name: str | None = None,
 ) -> ExportReport:
     """Write a model in the format of a runtime and prove that it computes the same.
 
@@ -72,6 +73,7 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
         data: data set to compare AP on.
         source: the file or files that the model was loaded from, or the name of official weights; recorded, so that
             the artefact can be verified again without naming it.
+        name: what the artefact is called where the destination does not say; by default as the network.
 
     Raises:
         UsageError: an option that the format does not have.
@@ -80,7 +82,7 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
         MissingPackageError: the format needs a package that is not installed.
         OutputError: the disk refused; nothing half-written remains.
     """
-    path = artefact_path(model.graph.name, destination, format)
+    path = artefact_path(name or model.graph.name, destination, format)
     origin = {} if source is None else record_origin(source, path)
     facts = {
         "nms": nms,
@@ -88,7 +90,7 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
         "provenance": {**model.provenance, **origin},
     }
     job = make_job(model, format, size=size, dynamic=dynamic, batch=batch, facts=facts)
-    _check_replaceable(path)
+    _check_replaceable(path, source)
     with _quantised(job, format, int8, data) as job, _workshop(path) as folder:
         draft = folder / path.name
         find_format(format).write(job, draft)
@@ -116,12 +118,15 @@ def _verdict(report: VerificationReport | None) -> Verification:
     return "verified" if report.passed else "UNVERIFIED"
 
 
-def _check_replaceable(path: Path) -> None:
-    """Refuse to replace a folder that is not an artefact.
+def _check_replaceable(path: Path, source: Source | None) -> None:
+    """Refuse to replace a folder that is not an artefact, or the model itself.
 
     Raises:
         OutputError: it is none, or its parent does not exist.
     """
+    for file in () if source is None else (source,) if isinstance(source, str | os.PathLike) else source:
+        if path.exists() and Path(file).exists() and path.samefile(file):
+            raise OutputError(f"{path}: is the model that is exported; give another name with --out")
     if path.is_dir() and path.suffix != COREML_SUFFIX and not (path / METADATA_FILE).is_file():
         raise OutputError(f"{path}: a folder that is not an exported model is in the way; choose another name")
     if not path.parent.is_dir():
