@@ -409,6 +409,18 @@ def test_a_full_standard_output_is_told(folder):
     assert_refused(done, "No space left on device")
 
 
+def test_warnings_are_sentences_without_code(folder):
+    code = "import warnings; from scaledyolo import cli; cli._run = lambda _: warnings.warn('mind this'); cli.main([])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, timeout=60)
+    assert done.stderr == "scaledyolo: warning: mind this\n"
+
+
+def test_a_destination_of_another_verb_is_told(folder):
+    assert_refused(
+        scaledyolo("convert", "model.weights", "x.onnx", cwd=folder), "scaledyolo export MODEL --format onnx"
+    )
+
+
 def test_a_reader_that_goes_away_is_no_error(folder):
     read, write = os.pipe()
     os.close(read)
@@ -453,7 +465,7 @@ def test_a_box_of_several_lines_becomes_a_sentence():
         "╭─ Required options ─────╮\n│ Missing from x:          │\n│     --model MODEL        │\n"
         "│         Help of it.      │\n│ ──────────────────────── │\n│ For full helptext, run x │\n╰──────────╯\n"
     )
-    assert one_sentence(box, ["--model"]) == "Missing from x: --model MODEL."
+    assert one_sentence(box, ["--model"]) == "--model MODEL is missing."
     assert one_sentence("", []) == "the arguments cannot be understood."
     assert one_sentence("│ Unrecognized options: --ize, 3 │", ["--size"]) == (
         "there is no option '--ize'. Did you mean '--size'?"

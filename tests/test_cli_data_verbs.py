@@ -99,6 +99,7 @@ BLOCKED: dict[str, tuple[list[Rows | None], list[Rows | None], str]] = {
     "no box to learn from": ([None, [], None], [[row()]], "boxes"),
     "no box to choose by": ([[row()]] * 3, [None, []], "boxes"),
     "no class in common": ([[row(0)]] * 3, [[row(1)]] * 3, "classes"),
+    "ids from one": ([[row(1)]] * 3, [[row(1), row(2)]] * 2, "classes"),
     "below two pixels": ([[row(0, 0.01, 0.01)]] * 3, [[row()]] * 2, "box sizes"),
     "no anchor reaches": ([[row(0, 0.9, 0.03)]] * 3, [[row()]] * 2, "anchors"),
 }
@@ -113,7 +114,24 @@ def test_what_would_find_nothing_blocks(case: str, tmp_path: Path, capsys: pytes
     assert "blocks" in levels(report, topic)
     assert report["findings"][0]["level"] == "blocks", "what blocks stands first"
     assert main(["doctor", "--data", str(tmp_path / "set" / "data.yaml"), "--size", str(SIDE)]) == 2
-    assert "A training on this would find nothing" in capsys.readouterr().out
+    assert "A training on this would be of no use" in capsys.readouterr().out
+
+
+def test_boxes_given_by_their_corners_are_suspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """x1 y1 x2 y2 where centre, width and height belong: most such boxes reach beyond the image."""
+    corners = [["0 0.5 0.5 0.9 0.95\n"], ["0 0.6 0.1 0.95 0.6\n"], ["0 0.1 0.6 0.8 0.9\n"]]
+    _, report = doctor(capsys, write_set(tmp_path / "corners", corners, [[row()]] * 3))
+    assert levels(report, "box places") == ["warning"]
+    assert "are the columns really centre x" in str(report["findings"])
+    code, report = doctor(capsys, write_set(tmp_path / "good", [[row()]] * 3, [[row()]] * 3))
+    assert (code, levels(report, "box places")) == (0, [])
+
+
+def test_the_doctor_names_the_command_that_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_set(tmp_path / "my set", [[row()]] * 3, [[row()]] * 3)
+    assert main(["doctor", "--data", str(data), "--size", str(SIDE)]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == f"nothing blocks; next: scaledyolo train --data '{data}' --model yolov4-tiny --size {SIDE}"
 
 
 def spoil_copy(folder: Path) -> None:

@@ -166,6 +166,16 @@ def test_pairs_that_make_no_sense(split: str, val_split: str, sentence: str) -> 
         parse_pair(split, val_split)
 
 
+def test_data_without_a_part_to_choose_by_says_how_to_keep_one(source: Path, tmp_path: Path) -> None:
+    alone = write_set(tmp_path / "alone", {"train": 10}, ["cat", "dog"])
+    with pytest.raises(DataError, match=r"has no split 'val', only train; .* --val-split 0.2"):
+        open_pair([alone], "train", "val")
+    train, val = open_pair([alone], "train", "0.2")
+    assert len(train) + len(val) == 10
+    with pytest.raises(DataError, match=r"Did you mean 'test'\?"):
+        open_pair([source], "train", "tset")
+
+
 def test_a_bare_share_asks_which_images(source: Path) -> None:
     with pytest.raises(UsageError, match=r"Say all\[:20%\], or train\[80%:\] for what --val-split 0.2 kept apart"):
         open_part([source], "0.2")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from scaledyolo import __version__
 from scaledyolo.errors import ScaledYoloError, UsageError, nearest
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 some inputs skipped, 2 error, 130 interrupted)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(arguments)
+        with _warnings_in_one_line():
+            return _run(arguments)
     except ScaledYoloError as error:
         print(f"scaledyolo: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -54,6 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"scaledyolo: {place}{error.strerror or error}", file=sys.stderr)
         _abandon_output()
         return EXIT_ERROR
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show warnings as sentences, without the line of code that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"scaledyolo: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _abandon_output() -> None:

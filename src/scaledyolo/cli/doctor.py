@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -64,7 +65,18 @@ class Doctor:
         print(json.dumps(asdict(diagnosis) | {"blocks": diagnosis.blocks}, indent=2) if self.json else text(diagnosis))
         if self.out is not None:
             self._report(diagnosis, splits)
+        if not diagnosis.blocks and not self.json:
+            print(f"nothing blocks; next: {self._train_command()}")
         return EXIT_ERROR if diagnosis.blocks else 0
+
+    def _train_command(self) -> str:
+        """What trains on this data, with the options that were given here."""
+        words = ["scaledyolo", "train", "--data", *map(str, self.data), "--model", self.model]
+        given = {"size": self.size, "split": self.split, "val-split": self.val_split}
+        usual = {"size": None, "split": type(self).split, "val-split": type(self).val_split}
+        for name, value in given.items():
+            words += [f"--{name}", str(value)] if value != usual[name] else []
+        return shlex.join(words)
 
     def _splits(self) -> dict[str, Dataset]:
         """The two splits of a training, and the test split where there is one; every image is decoded."""
@@ -128,7 +140,7 @@ def text(diagnosis: Diagnosis) -> str:
     )
     lines += [f"{_MARKS[finding.level]}  {finding.topic}: {finding.text}" for finding in diagnosis.findings]
     if diagnosis.blocks:
-        lines.append("A training on this would find nothing; see what BLOCKS above.")
+        lines.append("A training on this would be of no use; see what BLOCKS above.")
     return "\n".join(lines)
 
 

@@ -62,7 +62,7 @@ def page(diagnosis: Diagnosis, splits: Mapping[str, Dataset]) -> str:
 
 def _findings(diagnosis: Diagnosis) -> list[str]:
     verdict = (
-        "A training on this data set would find nothing: see what blocks below."
+        "A training on this data set would be of no use: see what blocks below."
         if diagnosis.blocks
         else "Nothing here keeps a network from learning."
     )

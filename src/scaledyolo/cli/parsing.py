@@ -16,6 +16,7 @@ from scaledyolo.errors import UsageError, nearest
 _FRAME = re.compile("^[│╭╰] ?|[│╮╯]$")  # what tyro draws around its messages
 _RULE = "───"
 _HELP_INDENT = 8
+_MISSING = re.compile(r"Missing from .*?: (?P<what>.+)")
 _QUOTED = re.compile("'([^']*)'")
 
 
@@ -67,6 +68,9 @@ def one_sentence(box: str, flags: Sequence[str]) -> str:
         return "the arguments cannot be understood."
     # Below an option, further in, stands its help.
     told = " ".join(line.strip() for line in texts[0] if not line.startswith(" " * _HELP_INDENT)).rstrip(".")
+    missing = _MISSING.fullmatch(told)
+    if missing is not None:
+        return f"{missing['what'].rstrip()} is missing."
     wrong, _, choices = told.partition("Expected one of")
     words = _QUOTED.findall(wrong)
     return f"{told}.{nearest(words[0], _QUOTED.findall(choices)) if choices and words else ''}"

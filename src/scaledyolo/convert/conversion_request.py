@@ -64,6 +64,8 @@ def _outputs(destination: Path) -> tuple[Path, ...]:
     suffix = destination.suffix.lower()
     if suffix in _TORCH:
         raise UsageError(f"{destination}: PyTorch pickles are read but never written; convert to .safetensors")
+    if suffix == ".onnx":
+        raise UsageError(f"{destination}: formats of runtimes are written by `scaledyolo export MODEL --format onnx`")
     if suffix not in SUFFIXES:
         raise UsageError(
             f"{destination}: the destination must end in .safetensors, .weights or .cfg.{nearest(suffix, SUFFIXES)}"

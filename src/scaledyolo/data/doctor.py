@@ -29,6 +29,7 @@ _MANY_SMALL = 0.2  # share of the boxes
 _MANY_BACKGROUND = 0.5  # share of the images
 _UNEVEN = 100.0  # boxes of the most frequent class for each of the rarest
 _RARE = 20  # boxes of a class
+_MANY_OUTSIDE = 0.2  # share of the boxes that reach beyond their image
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 # Kinds of problems of the readers that concern the pairing of images and labels.
 _PAIRING = ("missing-image", "missing-label")
@@ -210,6 +211,15 @@ def _reading(split: SplitFacts) -> list[Finding]:
 
 
 def _boxes(split: SplitFacts, size: int) -> list[Finding]:
+    outside = split.problems.get("outside", 0)
+    if split.boxes and outside > _MANY_OUTSIDE * split.boxes:
+        text = f"{split.name}: {outside} boxes beside {split.boxes} good ones reach beyond their image"
+        mistaken = "are the columns really centre x, centre y, width and height, as shares of the image?"
+        return [Finding("warning", "box places", f"{text}; {mistaken}"), *_box_sizes(split, size)]
+    return _box_sizes(split, size)
+
+
+def _box_sizes(split: SplitFacts, size: int) -> list[Finding]:
     if not split.boxes:
         text = f"{split.name}: {split.images} images and not a single box; are the label files where they should be?"
         return [Finding("blocks", "boxes", text)]
@@ -230,7 +240,7 @@ def _boxes(split: SplitFacts, size: int) -> list[Finding]:
 
 def _classes(splits: Sequence[SplitFacts]) -> list[Finding]:
     train, *others = splits
-    found = []
+    found = _shifted_ids(splits)
     learnt = {name for name, count in train.class_counts.items() if count}
     for other in others:
         wanted = {name for name, count in other.class_counts.items() if count}
@@ -254,6 +264,16 @@ def _classes(splits: Sequence[SplitFacts]) -> list[Finding]:
         text = f"{train.name}: fewer than {_RARE} boxes of {', '.join(rare)}; expect little there"
         found.append(Finding("warning", "classes", text))
     return found or [Finding("fine", "classes", f"{len(learnt)} classes, each with enough boxes to learn from")]
+
+
+def _shifted_ids(splits: Sequence[SplitFacts]) -> list[Finding]:
+    """The commonest slip in class ids: nothing is of the first class, and something is beyond the last."""
+    first = next(iter(splits[0].class_counts), None)
+    beyond = sum(split.problems.get("wrong-class", 0) for split in splits)
+    if first is None or not beyond or any(split.class_counts.get(first) for split in splits):
+        return []
+    text = f"no box is of the first class, {first}, and {beyond} are of a class beyond the last"
+    return [Finding("blocks", "classes", f"{text}; the ids seem to count from 1, so every object has a wrong name")]
 
 
 def _anchors(fit: AnchorFit | None, size: int) -> list[Finding]:

@@ -26,10 +26,10 @@ from scaledyolo.data.dataset import (
     with_classes_of,
     without_images,
 )
-from scaledyolo.data.formats import open_dataset
+from scaledyolo.data.formats import SPLIT_SYNONYMS, open_dataset, split_names
 from scaledyolo.data.image_files import ImageCheck
 from scaledyolo.data.problems import Policy
-from scaledyolo.errors import DataError, UsageError
+from scaledyolo.errors import DataError, UsageError, nearest
 
 ALL = "all"
 _PART = re.compile(r"(?P<base>[^\[\]]+)(\[(?P<first>[^:\]]*):(?P<last>[^:\]]*)\])?")
@@ -171,6 +171,7 @@ def open_pair(
     """
     part, val_part = parse_pair(split, val_split)
     train = open_part(paths, part, bad=bad, check=check)
+    _check_val(paths, val_part)
     val = open_part(paths, val_part, bad=bad, check=check)
     if val_part.is_list and val_part.base != part.base:
         rest = without_images(train, val)
@@ -178,6 +179,24 @@ def open_pair(
             raise DataError(f"{val_part.base}: lists every image of {train.source}; nothing is left to learn from")
         train = rest
     return train, with_classes_of(val, train)
+
+
+def _check_val(paths: Sequence[str | Path], part: Part) -> None:
+    """Refuse data that is divided, but has no such split to choose by.
+
+    Raises:
+        DataError: says how to keep images apart.
+    """
+    if part.is_list or part.base == ALL:
+        return
+    wanted = SPLIT_SYNONYMS.get(part.base, (part.base,))
+    for path in paths:
+        known = split_names(Path(path).expanduser())
+        if known and not set(known) & set(wanted):
+            raise DataError(
+                f"{path}: has no split {part.base!r}, only {', '.join(known)}; name one with --val-split, or keep a "
+                f"fifth of the training images apart with --val-split 0.2.{nearest(part.base, known)}"
+            )
 
 
 def merge(datasets: Sequence[Dataset]) -> Dataset:
