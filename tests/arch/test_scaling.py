@@ -199,3 +199,14 @@ def test_what_cannot_be_scaled_is_said():
         tiny_scaled(TINY, partition=(4, 0))
     with pytest.raises(SpecError, match="no activation 'mosh'"):
         with_activation(CSP, "mosh")
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "strides"),
+    [("yolov7", 6, (8, 16, 32, 64)), ("yolov7-w6-training", 5, (8, 16, 32)), ("yolov7-e6e", 7, (8, 16, 32, 64, 128))],
+)
+def test_networks_of_elans_gain_and_lose_stages(name, stages, strides):
+    spec = with_stages(find(name), stages)
+    assert (lower(spec).strides, num_stages(spec)) == (strides, stages)
+    assert len(spec.neck.hidden) == len(spec.neck.growth) == len(strides)
+    assert with_stages(find("yolov7-w6"), 6) == find("yolov7-w6")
