@@ -213,7 +213,7 @@ def _reading(split: SplitFacts) -> list[Finding]:
 def _boxes(split: SplitFacts, size: int) -> list[Finding]:
     outside = split.problems.get("outside", 0)
     if split.boxes and outside > _MANY_OUTSIDE * split.boxes:
-        text = f"{split.name}: {outside} boxes beside {split.boxes} good ones reach beyond their image"
+        text = f"{split.name}: {outside} boxes reach beyond their image, and {split.boxes} can be used"
         mistaken = "are the columns really centre x, centre y, width and height, as shares of the image?"
         return [Finding("warning", "box places", f"{text}; {mistaken}"), *_box_sizes(split, size)]
     return _box_sizes(split, size)

@@ -26,9 +26,10 @@ from scaledyolo.data.dataset import (
     with_classes_of,
     without_images,
 )
-from scaledyolo.data.formats import SPLIT_SYNONYMS, open_dataset, split_names
+from scaledyolo.data.formats import open_dataset, split_names
 from scaledyolo.data.image_files import ImageCheck
 from scaledyolo.data.problems import Policy
+from scaledyolo.data.yolo_txt import SPLIT_SYNONYMS
 from scaledyolo.errors import DataError, UsageError, nearest
 
 ALL = "all"
