@@ -288,6 +288,14 @@ def test_a_lead_within_the_noise_is_called_that(tmp_path):
     assert rows["e"] is True
 
 
+def test_networks_that_were_stopped_in_doubt_are_named(tmp_path):
+    curves = {**RISING, "c": 0.594, "d": 0.596, "e": 0.598, "f": 0.6}
+    found = run(Imagined(curves, width=0.1), tmp_path)
+    (line,) = [line for line in verdict(found) if "stopped early" in line]
+    assert line.startswith("d, c were stopped early though they lay within the noise")
+    assert not any("stopped early" in line for line in verdict(run(Imagined(RISING), tmp_path / "clear")))
+
+
 def test_where_nothing_was_learnt_capacity_chooses(tmp_path):
     found = run(Imagined(dict.fromkeys(NAMES, 0.0)), tmp_path)
     assert found.chosen is None

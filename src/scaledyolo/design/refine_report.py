@@ -84,7 +84,17 @@ def _comparisons(found: Refinement, chosen: int) -> list[str]:
             lines.append(told + "more than the noise.")
         else:
             lines.append(told + "within the noise; these images cannot tell the two apart, so either will do.")
-    return lines
+    return [*lines, *_stopped_in_doubt(found, rivals)]
+
+
+def _stopped_in_doubt(found: Refinement, told: Sequence[int]) -> list[str]:
+    """Networks that were not trained further although, so early, nothing sure could be said about them."""
+    pairs = [(row, found.against(row)) for row in _ranked(found) if row not in (*told, found.chosen)]
+    names = [found.entrants[row].name for row, pair in pairs if pair is not None and not pair.significant]
+    if not names:
+        return []
+    were = "was stopped early though it" if len(names) == 1 else "were stopped early though they"
+    return [f"{', '.join(names)} {were} lay within the noise then; with more minutes less is decided so early."]
 
 
 def _signed(difference: PairedDifference) -> str:
