@@ -189,6 +189,14 @@ def test_training_forms_are_found_but_not_listed(name):
     assert not set(TRAINING_FORMS) & {*ZOO, *ALIASES}
 
 
+def test_auxiliary_heads_read_the_top_down_path():
+    """That of E6E the second half of its extended ELANs, before the sum (module 186, not 187)."""
+    for name, end in (("yolov7-w6-training", "out"), ("yolov7-e6e-training", "second.out")):
+        graph = lower(find(name))
+        read = [graph[f"head.auxiliary.p{level}.conv"].inputs[0] for level in (3, 4, 5, 6)]
+        assert read == [*(f"neck.top_down.p{level}.{end}" for level in (3, 4, 5)), "neck.top_down.p6.out"]
+
+
 def test_an_elan_neck_needs_its_widths_by_level():
     values = ZOO["yolov7"].to_dict()
     with pytest.raises(SpecError, match="'elan-pan' of 3 levels needs 3 values each of hidden and growth, got 2 and 3"):
