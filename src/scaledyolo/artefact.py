@@ -60,6 +60,8 @@ class Quantisation:
     float_layers: tuple[str, ...] = ()  # further convolutions that were returned to float
     int8_share: float = 1.0  # of the multiply-accumulates of all convolutions
     max_ap_drop: float | None = None  # points of AP that it may lose; None where that was not measured
+    full_ap_drop: float | None = None  # points of AP lost before any of the float_layers returned to float
+    trained_for: bool = False  # whether the network was trained to compute in 8 bits
     speedup: float | None = None  # over float32 in the same runtime, where that was measured
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from scaledyolo.arch.graph import Graph, GraphBuilder
 from scaledyolo.arch.ops import Conv, Detect
+from scaledyolo.arch.quantisation import TRAINED_FOR
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.data.coco import read_coco
 from scaledyolo.data.dataset import Dataset
@@ -100,12 +103,29 @@ def test_the_layer_that_8_bits_destroy_returns_to_float(cells: Dataset, tmp_path
     )
     assert facts.int8_share == pytest.approx(share, abs=1e-4)
     assert facts.max_ap_drop == 1.0
+    assert facts.full_ap_drop == pytest.approx(100, abs=1)
     assert report.verification is not None
     assert report.verification.passed, report.verification.summary()
     for check in report.verification.checks:
         assert check.ap is not None
         assert check.ap.expected == pytest.approx(1.0)
         assert check.ap.found > 0.99
+
+
+def test_fine_tuning_is_advised_where_8_bits_cost_more_than_a_point(cells: Dataset, tmp_path: Path) -> None:
+    report = export(fragile_model(1), tmp_path, format="openvino", int8=wish(cells, 1.0), data=cells).verification
+    assert report is not None
+    words = r"8 bits cost (100|99\.\d\d|100\.00) points of AP; `scaledyolo train .* --recipe int8`"
+    assert re.search(words, report.summary())
+    assert report.to_dict()["advice"] == report.advice
+    trained = replace(fragile_model(1), provenance={TRAINED_FOR: "int8"})
+    report = export(trained, tmp_path, format="openvino", int8=wish(cells, 1.0), data=cells).verification
+    assert report is not None
+    assert report.quantisation is not None
+    assert report.quantisation.trained_for
+    assert report.advice == ""
+    with pytest.raises(ConversionError, match=r"fine-tune it for 8 bits \(`.* --recipe int8`\), compute"):
+        export(fragile_model(5), tmp_path / "b_openvino_model", format="openvino", int8=wish(cells, 1.0), data=cells)
 
 
 def test_without_a_limit_the_loss_shows_in_the_verification(cells: Dataset, tmp_path: Path, form: str) -> None:

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from scaledyolo.arch.graph import Graph, GraphBuilder
 from scaledyolo.arch.lower import lower
@@ -19,7 +21,7 @@ from scaledyolo.convert.fold import fold
 from scaledyolo.engines.faithful import relative_error, scene
 from scaledyolo.export import Int8, export
 from scaledyolo.net.network import Network
-from scaledyolo.net.rounding import map_grid, round_weight, trained_weights
+from scaledyolo.net.rounding import map_grid, round_map, round_weight, trained_weights
 from scaledyolo.weights import Weights, random_weights
 
 CLASSES = ("cat", "dog", "zebra crossing")
@@ -207,3 +209,86 @@ def test_on_the_same_grids_the_maps_are_the_same(
     monkeypatch.setattr("scaledyolo.net.rounding.map_grid", nearest_grid)
     eight, rounded = run_in_8_bits(path, pictures()), maps(network_of(model, quantised=True), pictures())
     assert relative_error(eight, rounded) < (1e-4 if name == "plain" else 0.4) * relative_error(eight, plain)
+
+
+def test_a_network_learns_to_live_with_8_bits(folder: Path, tmp_path: Path) -> None:
+    """Its float maps are the target, so training in float would change nothing; the error is that of the real export.
+
+    Some channels are a hundred times as large as others, so that one scale for a map leaves few levels for those.
+    """
+    pytest.importorskip("nncf")
+    graph, random = plain_graph(), np.random.default_rng(1)
+    weights = dict(model_of(graph).weights)
+    for before, after in (("stem", "down"), ("neck", "last")):
+        factors = np.exp(np.log(100) * random.uniform(-0.5, 0.5, graph.out_channels(before))).astype(np.float32)
+        for key in ("weight", "bias"):
+            weights[f"{before}.norm.{key}"] = weights[f"{before}.norm.{key}"] * factors
+        weights[f"{after}.weight"] = weights[f"{after}.weight"] / factors[:, None, None]
+    uneven = model_of(graph, weights)
+    target = maps(network_of(uneven, quantised=False), pictures())
+    lost = relative_error(run_in_8_bits(exported(uneven, folder, tmp_path), pictures()), target)
+
+    network = network_of(uneven, quantised=True)
+    optimiser = torch.optim.Adam(network.parameters(), lr=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 100)
+    images, wanted = torch.from_numpy(pictures()), torch.from_numpy(target[0])
+    for _ in range(100):
+        optimiser.zero_grad()
+        (network(images)[0] - wanted).square().mean().backward()
+        optimiser.step()
+        schedule.step()
+    trained = {name: value.numpy() for name, value in trained_weights(network)}
+    learnt = model_of(graph, {**network.weights(), **trained})
+    left = relative_error(run_in_8_bits(exported(learnt, folder, tmp_path), pictures()), target)
+    assert lost > 0.2  # 0.363
+    assert left < 0.6 * lost  # 0.146
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_grids_are_those_of_nncf(below: float, high: float) -> None:
+    """Also where an end has to move out, so that zero is on the grid."""
+    pytest.importorskip("nncf")
+    from nncf.quantization.fake_quantize import tune_range
+    from nncf.tensor import Tensor
+
+    place = 255 * below / (below + high)
+    assume(0.51 < place < 254.49)  # else NNCF leaves zero off the grid
+    assume(abs(place % 1 - 0.5) > 1e-3)
+    low, top = (float(end.data) for end in tune_range(Tensor(np.float32(-below)), Tensor(np.float32(high)), 8))
+    values = torch.zeros(2, 1, 2, 2)
+    values[:, 0, 0, 0], values[:, 0, 0, 1] = -below, high
+    scale, zero = (float(value) for value in map_grid(values))
+    assert -zero * scale == pytest.approx(low, rel=1e-4)
+    assert (255 - zero) * scale == pytest.approx(top, rel=1e-4)
+    rounded = round_map(values)
+    assert (rounded[:, :, 1] == 0).all()
+    assert float((rounded - values).abs().max()) <= 0.51 * scale
+
+
+def test_maps_without_values_stay_what_they_are() -> None:
+    assert torch.equal(round_map(torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3))
+    assert torch.equal(round_weight(torch.zeros(2, 2, 1, 1)), torch.zeros(2, 2, 1, 1))
+    ones = torch.ones(1, 2, 3, 3)
+    assert torch.allclose(round_map(ones), ones)
+    assert torch.allclose(round_map(-ones), -ones)
+
+
+def test_gradients_pass_through() -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    factor = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    (round_weight(weight, first=True) * factor).sum().backward()
+    assert torch.equal(weight.grad, factor)
+    values = torch.linspace(-1, 3, 48).reshape(1, 3, 4, 4)
+    values = torch.cat([values, 0.5 * values]).requires_grad_()  # the mean of the extremes lies inside the first image
+    round_map(values).sum().backward()
+    outside = (values < -0.76) | (values > 2.26)
+    assert outside.any()
+    assert torch.equal(values.grad, (~outside).float())
+
+
+def test_a_network_that_is_not_quantised_has_nothing_of_it() -> None:
+    graph = plain_graph()
+    plain, rounded = Network(graph), Network(graph, quantised=True)
+    assert list(trained_weights(plain)) == []
+    assert list(plain.state_dict()) == list(rounded.state_dict()) == list(graph.parameters)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from scaledyolo.arch.cost import cost
-from scaledyolo.arch.quantisation import quantisable_layers
+from scaledyolo.arch.quantisation import TRAINED_FOR, quantisable_layers
 from scaledyolo.artefact import Quantisation
 from scaledyolo.convert.fold import fold
 from scaledyolo.engines.base import Engine
@@ -27,6 +27,7 @@ from scaledyolo.errors import ConversionError, UsageError
 from scaledyolo.export.average_precision import average_precision
 from scaledyolo.export.calibration import DEFAULT_IMAGES, CalibrationImages, choose_images
 from scaledyolo.export.formats import FORMATS, Job, find_format, onnx_model
+from scaledyolo.export.report import FINE_TUNING, MAX_AP_DROP
 from scaledyolo.export.sensitivity import (
     fewest,
     most_float_layers,
@@ -39,7 +40,6 @@ from scaledyolo.weights import Array
 if TYPE_CHECKING:
     from scaledyolo.data.dataset import Dataset
 
-MAX_AP_DROP: Final = 1.0  # points of AP; what is commonly accepted for 8 bits
 _SENSITIVITY_IMAGES: Final = 4  # a layer's noise differs between images far less than between layers
 _LEAST_SHARE: Final = 0.5  # of the operations in 8 bits: below, bfloat16 is as fast and more faithful
 _TIMED_ROUNDS: Final = 15
@@ -123,9 +123,12 @@ def quantised(job: Job, format_name: str, wish: Int8, data: Dataset | None, fold
     quantiser = _QUANTISERS[format_name](replace(job, facts=replace(job.facts, nms=None)), macs, images, folder)
     limit = None if data is None else MAX_AP_DROP if wish.max_ap_drop is None else wish.max_ap_drop
     float_layers: tuple[str, ...] = ()
+    full_loss: float | None = None
     path = quantiser.quantise(())
     if limit is not None and data is not None:
-        float_layers, path = _Gate(job, quantiser, macs, images, data, limit).keep(path)
+        gate = _Gate(job, quantiser, macs, images, data, limit)
+        float_layers, path = gate.keep(path)
+        full_loss = round(gate.full_loss, 2)
     speedup = _speedup(quantiser, path, images) if format_name == "onnx" else None
     facts = Quantisation(
         tool=quantiser.tool,
@@ -134,6 +137,8 @@ def quantised(job: Job, format_name: str, wish: Int8, data: Dataset | None, fold
         float_layers=float_layers,
         int8_share=round(sum(count for name, count in macs.items() if name not in float_layers) / cost(graph).macs, 4),
         max_ap_drop=limit,
+        full_ap_drop=full_loss,
+        trained_for=job.facts.provenance.get(TRAINED_FOR) == "int8",
         speedup=speedup,
     )
     if job.facts.nms is not None and format_name == "openvino":
@@ -175,6 +180,11 @@ class _Gate:
             raise ConversionError(self._refusal())
         return tuple(order[:count]), self._paths[count]
 
+    @property
+    def full_loss(self) -> float:
+        """Points of AP that are lost with all layers in 8 bits."""
+        return self._losses[0]
+
     def _refusal(self) -> str:
         number, loss = min(self._losses.items(), key=lambda item: item[1])
         found = f"in 8 bits it loses {self._losses[0]:.2f} points of AP on {self._data.source}"
@@ -182,9 +192,10 @@ class _Gate:
             found += f", and {loss:.2f} with {number} of its convolutions in float"
         else:
             found += ", and its most sensitive convolution alone is more than half of its work"
+        remedy = "" if self._facts.provenance.get(TRAINED_FOR) else f"fine-tune it for 8 bits ({FINE_TUNING}), "
         return (
             f"{self._facts.name}: {found}; {self._limit:g} were allowed: "
-            "compute it in bfloat16 instead, allow more, or calibrate on more images"
+            f"{remedy}compute it in bfloat16 instead, allow more, or calibrate on more images"
         )
 
     def _passes(self, float_layers: Sequence[str]) -> bool:

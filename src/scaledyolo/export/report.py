@@ -19,6 +19,8 @@ from scaledyolo.export.compare import BoxErrors, MapErrors, Tolerance
 from scaledyolo.files import atomic_file
 from scaledyolo.host import processor_name
 
+MAX_AP_DROP: Final = 1.0  # points of AP; what is commonly accepted for 8 bits
+FINE_TUNING: Final = "`scaledyolo train --data DATA --weights MODEL --recipe int8`"
 REPORT_SUFFIX: Final = ".verified.json"
 FORMAT: Final = "scaledyolo-verification/2"
 _REPORT_KEYS: Final = frozenset(("passed", "date", "digest", "reference", "checks"))
@@ -123,19 +125,35 @@ class VerificationReport:
         """Those of all runtimes."""
         return tuple(case for check in self.checks for case in check.cases)
 
+    @property
+    def advice(self) -> str:
+        """What to do about 8 bits that cost more AP than is commonly accepted; empty where they do not, or it was done.
+
+        It counts what all layers in 8 bits cost, whether or not some of them have returned to float since.
+        """
+        facts = self.quantisation
+        if facts is None or facts.trained_for:
+            return ""
+        measured = [100 * (check.ap.expected - check.ap.found) for check in self.checks if check.ap is not None]
+        loss = max([facts.full_ap_drop or 0.0, *measured])
+        if loss <= MAX_AP_DROP:
+            return ""
+        return f"8 bits cost {loss:.2f} points of AP; {FINE_TUNING} makes the network lose less, then export it again"
+
     def summary(self) -> str:
-        """A few lines for people: the verdict, what the metadata says wrongly, and each runtime."""
+        """A few lines for people: the verdict, what the metadata says wrongly, each runtime, and advice."""
         verdict = "verified" if self.passed else "UNVERIFIED"
         lines = [f"{self.artefact}: {verdict} against {self.reference}"]
         lines += [f"  {item}" for item in self.differences]
         lines += [f"  {'' if check.passed else 'DIFFERS in '}{check.summary()}" for check in self.checks]
-        return "\n".join(lines)
+        return "\n".join([*lines, *([f"  {self.advice}"] if self.advice else [])])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; infinite errors become null."""
         values = {
             "report": FORMAT,
             "passed": self.passed,
+            "advice": self.advice,
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "scaledyolo": __version__,
             **{item.name: getattr(self, item.name) for item in dataclasses.fields(self)},

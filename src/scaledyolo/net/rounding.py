@@ -26,6 +26,7 @@ WEIGHT_STEPS: Final = 127  # from zero to the greatest weight of a channel
 # The first convolution gets half as many, lest sums of two products overflow 16 bits on processors without VNNI; its
 # greatest weight lies half a step beyond the last.
 FIRST_WEIGHT_STEPS: Final = 63
+_LEAST_EXTENT: Final = 1e-30  # of a range; of a map that is zero everywhere the grid does not matter
 
 
 def round_weight(weight: Tensor, *, first: bool = False) -> Tensor:
@@ -37,7 +38,7 @@ def round_weight(weight: Tensor, *, first: bool = False) -> Tensor:
     """
     steps = FIRST_WEIGHT_STEPS if first else WEIGHT_STEPS
     with torch.no_grad():
-        greatest = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(weight.dtype).tiny)
+        greatest = weight.abs().amax((1, 2, 3)).clamp_min(_LEAST_EXTENT)
         scale = greatest / (steps + 0.5 * first)
         zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
         rounded = torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -steps, steps)
@@ -52,7 +53,7 @@ def map_grid(values: Tensor) -> tuple[Tensor, Tensor]:
     """
     least = values.detach().amin((1, 2, 3)).float().mean().clamp_max(0)
     greatest = values.detach().amax((1, 2, 3)).float().mean().clamp_min(0)
-    extent = (greatest - least).clamp_min(torch.finfo(torch.float32).tiny)
+    extent = (greatest - least).clamp_min(_LEAST_EXTENT)
     zero = (-least * MAP_LEVELS / extent).round()
     # To put zero on the grid, one end moves out.
     below = torch.where(zero > 0, -least / zero.clamp_min(1), extent / MAP_LEVELS)

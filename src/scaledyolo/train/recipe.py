@@ -309,7 +309,7 @@ _INT8 = replace(
     _SMALL,
     name="int8",
     quantise_aware=True,
-    optimiser=replace(_SMALL.optimiser, learning_rate=0.002),
+    optimiser=replace(_SMALL.optimiser, learning_rate=0.001),
     schedule=replace(
         _SMALL.schedule, epochs=10, warmup_epochs=1.0, warmup_min_steps=0, warmup_bias_rate=0.0, plain_epochs=5
     ),
