@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -108,12 +109,26 @@ def test_a_training_tells_what_it_does_and_what_to_do_next(world: Any, capsys: p
     boxes = sum(len(path.read_text().splitlines()) for path in (data.parent / "labels" / "train").iterdir()) - 1
     assert f"4 images with {boxes} boxes to learn from" in err
     assert "classes: square, disc, triangle" in err
-    assert "warning: 1 broken items in the images to learn from" in err
+    assert "warning: broken items in the images to learn from: 1, the first" in err
     assert "do the ids count from 1?" in err
     assert "warning: 4 of the 4 images to choose by are also learnt from" in err
     assert f"scaledyolo eval {world.folder / 'runs' / 'train' / 'best.safetensors'} --data '{data}'" in out
+    assert "--split" not in out
     assert main(["train", "--resume", str(world.folder / "runs" / "train")]) == 0
     assert "all of its 1 epochs are done already" in capsys.readouterr().err
+
+
+def test_the_command_that_measures_names_the_images_that_were_kept_apart(
+    world: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `train` proposes at its end can be run as it stands."""
+    data = world.write_shapes(world.folder / "alone", 8)
+    data.write_text(data.read_text().replace("val: images/train", "other: images/train"))
+    assert main(world.arguments(world.short_recipe(1), "--val-split", "0.5", data=data)) == 0
+    proposed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("measure it:"))
+    words = shlex.split(proposed.removeprefix("measure it:"))
+    assert words[-2:] == ["--split", "train[50%:]"]
+    assert main([*words[1:], "--engine", "onnxruntime", "--out", str(world.folder / "evals")]) == 0
 
 
 def test_nothing_found_in_any_epoch_is_said(world: Any, capsys: pytest.CaptureFixture[str]) -> None:

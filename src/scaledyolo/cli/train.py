@@ -266,7 +266,9 @@ def closing_words(run: Run, folder: Path, progress: Progress) -> str:
     """What came out of a training, and what to do with it next."""
     from scaledyolo.train.training import BEST_FILE, LAST_FILE
 
-    data = " ".join(quote(path) for path in run.data.paths) if run.data is not None else "DATA"
+    assert run.data is not None
+    data = " ".join(map(quote, run.data.paths))
+    split = "" if run.data.val_split == Train.val_split else f" --split {quote(run.data.val_split)}"
     best = quote(str(folder / BEST_FILE))
     lines = [f"{folder}: {LAST_FILE} and {BEST_FILE} are ready, best AP in epoch {progress.best_epoch}"]
     if progress.best_fitness <= 0:
@@ -275,7 +277,7 @@ def closing_words(run: Run, folder: Path, progress: Progress) -> str:
             f"trained weights (--weights default), and ask `scaledyolo doctor --data {data}`"
         )
     lines += [
-        f"measure it:  scaledyolo eval {best} --data {data}",
+        f"measure it:  scaledyolo eval {best} --data {data}{split}",
         f"use it:      scaledyolo detect PHOTOS --model {best}",
     ]
     return "\n".join(lines)

@@ -32,7 +32,7 @@ def opening(fabric: Fabric, run: Run, train: Dataset, val: Dataset | None) -> It
         problems = [] if dataset is None else dataset.report.problems
         if problems:
             yield (
-                f"warning: {len(problems)} broken items in the images {what}, the first: {problems[0]}; "
+                f"warning: broken items in the images {what}: {len(problems)}, the first: {problems[0]}; "
                 "`scaledyolo doctor` tells more"
             )
     if val is not None and not val.class_counts().sum():
