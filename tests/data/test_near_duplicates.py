@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scaledyolo.data.near_duplicates import (
     MOST_DIFFERENT_BITS,
+    Looks,
     _close_hashes,
     different_bits,
     looks,
@@ -38,7 +39,8 @@ def test_bands_find_what_comparing_each_with_each_finds(first: list[int], flips:
         for j, other in enumerate(second)
         if (one ^ other).bit_count() <= MOST_DIFFERENT_BITS
     ]
-    assert _close_hashes(np.array(first, np.uint64), np.array(second, np.uint64)) == expected
+    found = enumerate(_close_hashes(np.array(first, np.uint64), np.array(second, np.uint64)))
+    assert sorted((i, j) for j, close in found for i in close.tolist()) == expected
 
 
 def scene(seed: int, side: int = 300) -> npt.NDArray[np.uint8]:
@@ -76,6 +78,18 @@ def test_plain_surfaces_of_different_brightness_are_no_copies(tmp_path: Path) ->
     write(tmp_path / "second", {"light.png": np.full((60, 60, 3), 200, np.uint8)})
     first, second = (read_yolo_folder(tmp_path / name, names=["x"]) for name in ("first", "second"))
     assert near_duplicates(looks(first), looks(second)) == []
+
+
+def test_a_camera_that_never_moves_gives_one_twin_for_each_image() -> None:
+    random = np.random.default_rng(0)
+    still = random.integers(0, 240, (1, 32, 32), dtype=np.uint8)
+    brighter = (np.arange(3000) % 40).astype(np.uint8)[:, None, None]
+    frames = Looks(np.zeros(3000, np.uint64), still + brighter // 4, np.ones(3000, np.bool_))
+    later = Looks(np.zeros(3, np.uint64), still + np.array([0, 9, 15], np.uint8)[:, None, None], np.ones(3, np.bool_))
+    twins = near_duplicates(frames, later)
+    assert [(twin.second, twin.difference) for twin in twins] == [(0, 0.0), (1, 0.0), (2, 6.0)]
+    unreadable = Looks(frames.hashes, frames.thumbnails, np.zeros(3000, np.bool_))
+    assert near_duplicates(unreadable, later) == []
 
 
 @pytest.mark.shared

@@ -7,7 +7,7 @@ confirm them. Crops and mirror images are not found; copies, other sizes, other 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ from scaledyolo.data.dataset import Dataset
 
 MOST_DIFFERENT_BITS = 4  # of 64
 MOST_DIFFERENT_GREY = 6.0  # mean over the thumbnails, of 255
+_MOST_COMPARED = 64  # images of the first set whose thumbnails are compared with one of the second
 _SIDE = 32  # of the thumbnails that confirm
 _BANDS = MOST_DIFFERENT_BITS + 1
 
@@ -70,43 +71,46 @@ def difference_hash(grey: npt.NDArray[np.uint8]) -> np.uint64:
 
 
 def near_duplicates(first: Looks, second: Looks) -> list[Twin]:
-    """Pairs of an image of each set that show the same, most alike first."""
-    pairs = _close_hashes(first.hashes, second.hashes)
-    pairs = [(one, other) for one, other in pairs if first.readable[one] and second.readable[other]]
-    if not pairs:
-        return []
-    left, right = np.array(pairs).T
-    difference = np.empty(len(pairs))
-    for start in range(0, len(pairs), 4096):
-        chunk = slice(start, start + 4096)
-        one, other = first.thumbnails[left[chunk]].astype(np.int16), second.thumbnails[right[chunk]].astype(np.int16)
-        difference[chunk] = np.abs(one - other).mean(axis=(1, 2))
-    order = np.argsort(difference, kind="stable")
-    return [
-        Twin(int(left[row]), int(right[row]), round(float(difference[row]), 3))
-        for row in order
-        if difference[row] <= MOST_DIFFERENT_GREY
-    ]
+    """For each image of the second set that shows the same as one of the first, the most alike; most alike pairs first.
+
+    One twin for each image, because a camera that never moves makes as many pairs as there are images times images.
+    """
+    # No thumbnail differs less than its mean grey does: that bounds what has to be compared.
+    brightness = first.thumbnails.mean(axis=(1, 2)), second.thumbnails.mean(axis=(1, 2))
+    hashes, starts = np.unique(np.sort(first.hashes), return_index=True)
+    with_hash = np.split(np.argsort(first.hashes, kind="stable"), starts[1:])
+    twins = []
+    for image, alike in enumerate(_close_hashes(hashes, second.hashes)):
+        close = np.concatenate([with_hash[index] for index in alike.tolist()] or [alike])
+        apart = np.abs(brightness[0][close] - brightness[1][image])
+        likely = first.readable[close] & (apart <= MOST_DIFFERENT_GREY)
+        chosen = close[likely][np.argsort(apart[likely], kind="stable")[:_MOST_COMPARED]]
+        if not second.readable[image] or not len(chosen):
+            continue
+        steps = first.thumbnails[chosen].astype(np.int16) - second.thumbnails[image].astype(np.int16)
+        difference = np.abs(steps).mean(axis=(1, 2))
+        best = int(difference.argmin())
+        if difference[best] <= MOST_DIFFERENT_GREY:
+            twins.append(Twin(int(chosen[best]), image, round(float(difference[best]), 3)))
+    return sorted(twins, key=lambda twin: twin.difference)
 
 
-def _close_hashes(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> list[tuple[int, int]]:
-    """All pairs of hashes that differ in few bits, without comparing each with each.
+def _close_hashes(first: npt.NDArray[np.uint64], second: npt.NDArray[np.uint64]) -> Iterator[npt.NDArray[np.int64]]:
+    """For each hash of the second set those of the first that differ in few bits, without comparing each with each.
 
     Cut into one band more than bits may differ, two such hashes agree in at least one whole band.
     """
-    found: set[tuple[int, int]] = set()
     edges = np.linspace(0, 64, _BANDS + 1).astype(int)
+    bands = []
     for low, high in itertools.pairwise(edges):
         mask = np.uint64((1 << int(high - low)) - 1)
-        keys, others = (first >> np.uint64(low)) & mask, (second >> np.uint64(low)) & mask
-        order = np.argsort(others, kind="stable")
-        starts = np.searchsorted(others[order], keys, side="left")
-        stops = np.searchsorted(others[order], keys, side="right")
-        for one, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-            candidates = order[start:stop]
-            close = different_bits(first[one], second[candidates]) <= MOST_DIFFERENT_BITS
-            found.update((one, int(other)) for other in candidates[close])
-    return sorted(found)
+        keys, wanted = (first >> np.uint64(low)) & mask, (second >> np.uint64(low)) & mask
+        order = np.argsort(keys, kind="stable")
+        ends = (np.searchsorted(keys[order], wanted, side=side) for side in ("left", "right"))
+        bands.append((order, *(end.tolist() for end in ends)))
+    for image in range(len(second)):
+        candidates = np.unique(np.concatenate([order[starts[image] : stops[image]] for order, starts, stops in bands]))
+        yield candidates[different_bits(second[image], first[candidates]) <= MOST_DIFFERENT_BITS]
 
 
 def different_bits(one: np.uint64, others: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
