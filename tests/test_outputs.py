@@ -396,6 +396,17 @@ def test_annotator_takes_any_size_and_keeps_labels_inside(size: tuple[int, int])
         assert (left_of_box != 128).any()
 
 
+@pytest.mark.parametrize(("one", "other"), [("é", "ü"), ("ж", "ш"), ("λ", "π")])
+def test_letters_beyond_ascii_are_drawn_as_what_they_are(one: str, other: str) -> None:
+    """A font without them draws the same empty box for both."""
+    image = np.full((100, 160, 3), 128, np.uint8)
+    box = (20.0, 40.0, 120.0, 90.0)
+    first, second = (
+        Annotator(confidences=False).draw(image, make_detections(box, names=(name * 4, "x"))) for name in (one, other)
+    )
+    assert (first != second).any()
+
+
 def test_annotator_with_tracks_unicode_and_missing_fields() -> None:
     image = np.full((200, 300, 3), 128, np.uint8)
     tracked = make_detections((10, 50, 100, 150), names=("größe\n猫", "x"))

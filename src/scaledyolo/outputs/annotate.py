@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +35,7 @@ class Annotator:
         Args:
             labels: write the class beside each box.
             confidences: write the confidence behind the class.
-            font_path: TrueType font for the labels; needed for scripts that Pillow's own font lacks (CJK, ...).
+            font_path: TrueType font for the labels; needed for scripts that DejaVu Sans lacks (CJK, ...).
         """
         self.labels = labels
         self.confidences = confidences
@@ -54,11 +56,13 @@ class Annotator:
         if len(detections):
             # Small boxes last, so that no large one hides their labels.
             drawn: Detections = detections[np.argsort(-detections.area, kind="stable")]
-            boxes, labels = _drawers(image.shape[:2], len(drawn) <= _MAX_LABELS_APART, self.font_path)
+            texts = self._texts(drawn)
+            font = self.font_path or _font_for(texts)
+            boxes, labels = _drawers(image.shape[:2], len(drawn) <= _MAX_LABELS_APART, font)
             lookup = _color_lookup(drawn)
             scene = boxes.annotate(scene, drawn, custom_color_lookup=lookup)
             if self.labels:
-                scene = labels.annotate(scene, drawn, labels=self._texts(drawn), custom_color_lookup=lookup)
+                scene = labels.annotate(scene, drawn, labels=texts, custom_color_lookup=lookup)
         return np.ascontiguousarray(scene[:, :, ::-1])
 
     def _texts(self, detections: Detections) -> list[str]:
@@ -68,6 +72,15 @@ class Annotator:
         if self.confidences and detections.confidence is not None:
             texts = [f"{text} {value:.2f}" for text, value in zip(texts, detections.confidence, strict=True)]
         return [" ".join(text.split()) for text in texts]
+
+
+def _font_for(texts: Sequence[str]) -> str | None:
+    """None, which is Pillow's own font, for ASCII: it has no accents even. Else the font that matplotlib brings."""
+    if all(map(str.isascii, texts)):
+        return None
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 @functools.lru_cache(maxsize=8)
