@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from scaledyolo import ZOO
-from scaledyolo.cli import main
+from scaledyolo.cli import VERBS, main
 from scaledyolo.cli.parsing import one_sentence
 
 CELLS = ((1, 2, 0), (5, 2, 1), (3, 6, 2))  # column, row, class
@@ -458,6 +458,14 @@ def test_ctrl_c_keeps_what_was_done(folder):
 
 
 # -- how the arguments' parser is rephrased ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_offers_no_none_where_leaving_the_option_out_says_the_same(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert not end.value.code
+    assert ("None}" in capsys.readouterr().out) == (verb == "eval")  # where --out None writes no report
 
 
 def test_a_box_of_several_lines_becomes_a_sentence():

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import tyro
 
@@ -30,12 +30,26 @@ def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str])
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(command, prog=f"scaledyolo {verb}", description=summary, args=list(arguments))
+            return tyro.cli(
+                command,
+                prog=f"scaledyolo {verb}",
+                description=summary,
+                args=list(arguments),
+                config=() if _none_means_something(command) else (tyro.conf.DisallowNone,),
+            )
     except SystemExit as end:
         if not end.code:
             raise
         flags = option_names(command)
         raise UsageError(f"{one_sentence(complaint.getvalue(), flags)} See `scaledyolo {verb} --help`.") from None
+
+
+def _none_means_something(command: type[Any]) -> bool:
+    """Whether some option can be set to None that is not None already; else the help need not offer it."""
+    hints = get_type_hints(command)
+    return any(
+        field.default is not None and type(None) in get_args(hints[field.name]) for field in dataclasses.fields(command)
+    )
 
 
 def option_names(command: type[Any]) -> list[str]:
