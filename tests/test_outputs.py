@@ -458,6 +458,23 @@ def test_constant_rate_is_the_rate_of_the_source(tmp_path: Path) -> None:
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(24, rel=0.02)
 
 
+def test_a_video_that_begins_does_not_end_the_streams(tmp_path: Path) -> None:
+    steps = (
+        ("camera0", "stream"),
+        ("a.mp4", "video"),
+        ("camera0", "stream"),
+        ("b.mp4", "video"),
+        ("camera0", "stream"),
+    )
+    frames = [make_frame(name, origin=origin, index=i, fps=25.0) for i, (name, origin) in enumerate(steps)]
+    folder = run(tmp_path, ("media",), *((frame, NONE) for frame in frames)) / "annotated"
+    lengths = {}
+    for path in folder.iterdir():
+        with av.open(str(path)) as container:
+            lengths[path.name] = sum(1 for _ in container.decode(video=0))
+    assert lengths == {"camera0.mp4": 3, "a.mp4": 1, "b.mp4": 1}
+
+
 def test_several_videos_and_a_camera_that_changes_its_size(tmp_path: Path) -> None:
     frames = [make_frame(name, origin="video", index=i, fps=25.0) for name in ("a.mp4", "x/a.mp4") for i in range(3)]
     frames += [make_frame("camera0", height=h, origin="stream", index=i, fps=None) for i, h in enumerate((40, 40, 80))]

@@ -39,6 +39,7 @@ class Annotated:
         self._folder = folder / "annotated"
         self._annotator = annotator or Annotator()
         self._videos: dict[PurePosixPath, VideoEncoder] = {}
+        self._recorded: PurePosixPath | None = None  # the one of them that is a file and ends with its last frame
 
     def write(self, frame: Frame, detections: Detections, place: PurePosixPath) -> None:
         picture = self._annotator.draw(image_of(frame), detections)
@@ -54,13 +55,15 @@ class Annotated:
         with contextlib.ExitStack() as stack:
             for encoder in self._videos.values():
                 stack.callback(encoder.close)
-            self._videos = {}
+            self._videos, self._recorded = {}, None
 
     def _encoder(self, frame: Frame, place: PurePosixPath, picture: np.ndarray) -> VideoEncoder:
         """The open file of this video; a recorded video ends when the next one begins, streams run side by side."""
         if place not in self._videos:
             if frame.origin == "video":
-                self.close()
+                if self._recorded is not None:
+                    self._videos.pop(self._recorded).close()
+                self._recorded = place
             path = self._folder / place
             path = path if path.suffix.lower() == ".mp4" else path.with_name(path.name + ".mp4")
             self._videos[place] = VideoEncoder(path, picture.shape[:2], frame.fps)
