@@ -58,8 +58,10 @@ class Describe:
             summary["roofline"] = roofline.summary()
         if self.html:
             from scaledyolo.cli.describe_page import page
+            from scaledyolo.files import atomic_file
 
-            self.html.write_text(page(graph, summary, stages, rows, roofline), encoding="utf-8")
+            with atomic_file(self.html, durable=False) as temporary:
+                temporary.write_text(page(graph, summary, stages, rows, roofline), encoding="utf-8")
         shown = rows if self.layers else []
         if self.json:
             layers = {"layers": rows} if self.layers else {}
