@@ -238,6 +238,10 @@ def test_anchors_fit_better_and_go_into_a_spec(tmp_path: Path, capsys: pytest.Ca
     report = json.loads(capsys.readouterr().out)
     assert report["before"]["recall"] < 0.98 <= report["after"]["recall"]
     spec = ModelSpec.from_dict(yaml.safe_load(out.read_text()))
+    assert main(options[:-1]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].split() for line in told[4:6]] == [["stride", "16"], ["stride", "32"]]
+    assert told[-1].startswith("use them: --out FILE.yaml")
     assert (spec.size, spec.num_classes) == (SIDE, 2)
     assert spec.masks == ((0, 1, 2), (3, 4, 5))
     areas = [width * height for width, height in spec.anchors]

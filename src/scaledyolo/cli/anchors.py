@@ -66,6 +66,8 @@ class Anchors:
             write_spec(self.out, changed)
             if not self.json:
                 print(f"{self.out}: written; train with --model {self.out}")
+        elif not self.json and after.fitness > before.fitness:
+            print("use them: --out FILE.yaml writes a spec file for `scaledyolo train --model FILE.yaml`")
         return 0
 
 
@@ -93,12 +95,14 @@ def write_spec(path: Path, spec: ModelSpec) -> None:
 
 def text(spec: ModelSpec, boxes: int, before: AnchorFit, after: AnchorFit) -> str:
     """The comparison for people."""
+    from scaledyolo.arch.lower import lower
+
     lines = [f"{boxes} boxes at {spec.size} pixels", f"  {'':<10}{'recall':>9}{'anchors a box':>15}{'fit':>8}"]
     for name, fit in (("before", before), ("after", after)):
         lines.append(f"  {name:<10}{100 * fit.recall:>7.2f} %{fit.mean_matches:>15.2f}{fit.fitness:>8.3f}")
-    for number, mask in enumerate(spec.masks, start=1):
+    for stride, mask in zip(sorted(lower(spec).strides), spec.masks, strict=True):
         listed = ", ".join(f"{spec.anchors[index][0]:g}x{spec.anchors[index][1]:g}" for index in mask)
-        lines.append(f"  level {number}: {listed}")
+        lines.append(f"  stride {stride}: {listed}")
     if after.recall <= before.recall and after.fitness <= before.fitness:
         lines.append("The network's own anchors fit better; keep them.")
     return "\n".join(lines)
