@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from scaledyolo.arch.lower import lower
 from scaledyolo.arch.ops import Conv
 from scaledyolo.arch.quantisation import TRAINED_FOR, first_layers, quantisable_layers
+from scaledyolo.arch.zoo import find
 from scaledyolo.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from scaledyolo.cli import main
 from scaledyolo.errors import UsageError
@@ -83,7 +85,10 @@ def test_what_cannot_be_is_one_sentence() -> None:
     with pytest.raises(UsageError, match="quantise_aware trains the whole network only"):
         replace(recipe, subnets=("without-stage-p5",))
     with pytest.raises(UsageError, match="all stages of a training need the same quantise_aware"):
-        quantise_aware([recipe, replace(recipe, quantise_aware=False)])
+        quantise_aware([recipe, replace(recipe, quantise_aware=False)], lower(find("yolov4-tiny")))
+    assert quantise_aware([recipe], lower(find("yolov4-tiny")))
+    with pytest.raises(UsageError, match=r"yolov7: an export merges the parallel convolutions of head\.p3\.rep\.sum"):
+        quantise_aware([recipe], lower(find("yolov7")))
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
 
 

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.arch.training_parts import parallel_convolutions
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.data.cache import ImageSource
 from scaledyolo.data.dataset import Dataset
@@ -56,7 +57,8 @@ def prepare(
     """
     check_classes(run.spec, train_data, val_data)
     state = load_state(folder / STATE_FILE) if resume else None
-    network = make_network(lower(run.spec), run.settings, quantised=quantise_aware(run.recipes))
+    graph = lower(run.spec)
+    network = make_network(graph, run.settings, quantised=quantise_aware(run.recipes, graph))
     report = transfer(network, start) if start is not None else None
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not is_frozen(name, run.settings.freeze))
@@ -117,14 +119,20 @@ def make_network(graph: Graph, settings: Settings, *, quantised: bool = False) -
     return network
 
 
-def quantise_aware(recipes: Sequence[Recipe]) -> bool:
-    """Whether the stages train for 8 bits.
+def quantise_aware(recipes: Sequence[Recipe], graph: Graph) -> bool:
+    """Whether the stages train a network for 8 bits.
 
     Raises:
-        UsageError: some do and some do not.
+        UsageError: some do and some do not, or an export would not round what the training rounded.
     """
     if len({recipe.quantise_aware for recipe in recipes}) > 1:
         raise UsageError("all stages of a training need the same quantise_aware; fine-tune with it afterwards")
+    parallel = parallel_convolutions(graph)
+    if recipes[-1].quantise_aware and parallel:
+        raise UsageError(
+            f"{graph.name}: an export merges the parallel convolutions of {next(iter(parallel))} into one and rounds that, "
+            "so training cannot round them one by one; leave out quantise_aware"
+        )
     return recipes[-1].quantise_aware
 
 
