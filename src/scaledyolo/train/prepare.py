@@ -130,8 +130,8 @@ def quantise_aware(recipes: Sequence[Recipe], graph: Graph) -> bool:
     parallel = parallel_convolutions(graph)
     if recipes[-1].quantise_aware and parallel:
         raise UsageError(
-            f"{graph.name}: an export merges the parallel convolutions of {next(iter(parallel))} into one and rounds that, "
-            "so training cannot round them one by one; leave out quantise_aware"
+            f"{graph.name}: an export merges the parallel convolutions of {next(iter(parallel))} into one and rounds "
+            "that, so training cannot round them one by one; leave out quantise_aware"
         )
     return recipes[-1].quantise_aware
 
