@@ -192,7 +192,7 @@ def test_eval_tells_class_ids_that_are_off_by_one_from_boxes_that_are_not_there(
     assert "called by other names" not in done.stdout
     for label in labels(folder):
         label.write_text("0 0.95 0.97 0.01 0.02\n")
-    assert "hardly one lies on an object" in scaledyolo(*EVAL, cwd=folder).stdout
+    assert "detections lie on no object" in scaledyolo(*EVAL, cwd=folder).stdout
 
 
 @pytest.mark.parametrize("kind", ["zoo", "yaml", "json", "cfg", "safetensors"])

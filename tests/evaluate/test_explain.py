@@ -50,7 +50,7 @@ def test_boxes_elsewhere(truth: GroundTruth) -> None:
     moved = replace(found_like(truth), boxes_xyxy=truth.boxes_xyxy / 4)
     told = explain_low_figures(truth, moved, 0.0)
     assert told is not None
-    assert "of 3 detections hardly one lies on an object" in told
+    assert "the surest of 3 detections lie on no object" in told
 
 
 def test_nothing_found_and_nothing_to_find(truth: GroundTruth) -> None:

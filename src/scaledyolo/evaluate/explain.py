@@ -35,7 +35,7 @@ def explain_low_figures(truth: GroundTruth, found: Predictions, ap50: float) -> 
             "of the classes of this data is not that of the data which the model learnt from"
         )
     return (
-        f"of {len(found)} detections hardly one lies on an object, classes left aside (AP50 {blind:.3f}); a model that "
+        f"the surest of {len(found)} detections lie on no object, classes left aside (AP50 {blind:.3f}); a model that "
         "was trained briefly does this, and so do labels of other images, or another --resize or --size than it learnt "
         "with; `scaledyolo detect` draws what it sees"
     )
