@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.zoo import ZOO
 from scaledyolo.convert.onnx_writer import to_onnx
-from scaledyolo.engines import choose_engine, describe_engine, open_engine
+from scaledyolo.engines import choose_engine, compiled_cache, describe_engine, open_engine
 from scaledyolo.engines.base import side_by_side
 from scaledyolo.engines.compiled_cache import CompiledCache, network_digest
 from scaledyolo.engines.faithful import TOLERANCE, bfloat16_error, probe_image, relative_error
@@ -210,6 +211,14 @@ def test_a_cache_that_cannot_be_written_is_no_error(graph: Graph, weights: Weigh
     cache = CompiledCache(tmp_path / "file" / "below")
     engine = OpenVinoEngine.from_graph(graph, weights, cache_key="key", cache=cache)
     assert len(engine.run(images_of(1))) == 2
+
+
+def test_the_cache_depends_on_all_code_that_writes_models() -> None:
+    package = Path(compiled_cache.__file__).parents[1]
+    text = "".join((package / name).read_text(encoding="utf-8") for name in compiled_cache._WRITERS)
+    read = set(re.findall(r"^from scaledyolo\.((?:arch|convert)\.\w+) import", text, re.MULTILINE))
+    data = {"arch/graph.py"}  # what a graph is goes into the key itself
+    assert {f"{name.replace('.', '/')}.py" for name in read} <= {*compiled_cache._WRITERS, *data}
 
 
 # -- fewer bits --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,10 @@ from scaledyolo.weights import Array
 MAX_BYTES: Final = 2 << 30  # of the whole folder
 _DIGEST_BYTES: Final = 32
 # A change of any of these modules changes the models that they write.
-_WRITERS: Final = ("arch/ops.py", "convert/fold.py", "convert/onnx_writer.py", "convert/onnx_activations.py")
+_WRITERS: Final = (
+    "arch/ops.py", "arch/training_parts.py", "convert/fold.py", "convert/reparameterise.py", "convert/onnx_writer.py",
+    "convert/onnx_activations.py",
+)  # fmt: skip
 
 
 def network_digest(graph: Graph, weights: Mapping[str, Array]) -> str:
