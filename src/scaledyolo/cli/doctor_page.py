@@ -15,7 +15,9 @@ import numpy as np
 from scaledyolo.data.cache import ImageSource
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.doctor import Diagnosis, Duplicates, SplitFacts
+from scaledyolo.data.image_files import decode
 from scaledyolo.data.preview import draw_boxes
+from scaledyolo.errors import DataError
 from scaledyolo.evaluate.markup import (
     Cell,
     Html,
@@ -126,10 +128,17 @@ def _duplicates(found: Sequence[Duplicates]) -> list[str]:
         parts.append(paragraph(text))
         for first, second in one.files:
             names = f"{Path(first).name} ({one.first}) and {Path(second).name} ({one.second})"
-            shown = [image for image in (cv2.imread(first), cv2.imread(second)) if image is not None]
-            pictures = "".join(_figure(image[:, :, ::-1], "") for image in shown)
+            pictures = "".join(_figure_of_file(path) for path in (first, second))
             parts.append(Html(f'<div class="photos">{pictures}</div>{paragraph(names)}'))
     return parts
+
+
+def _figure_of_file(path: str) -> str:
+    """The picture, or nothing where it cannot be read: the bad items say so."""
+    try:
+        return _figure(decode(path), "")
+    except DataError:
+        return ""
 
 
 def _problems(splits: Sequence[SplitFacts]) -> Html:

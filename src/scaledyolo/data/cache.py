@@ -28,7 +28,7 @@ from scaledyolo.errors import UsageError
 from scaledyolo.files import cache_folder
 
 CacheKind = Literal["none", "ram", "disk"]
-_LAYOUT_VERSION = 2
+_LAYOUT_VERSION = 3
 
 
 def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:

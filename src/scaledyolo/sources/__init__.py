@@ -10,9 +10,9 @@ frames; ``Lanes`` are the threads in which it does so.
 
 from __future__ import annotations
 
+from scaledyolo.images import MAX_PIXELS, read_image, rgb_of_pillow
 from scaledyolo.sources.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, FileSource
 from scaledyolo.sources.frame import Frame, FrameSource, Origin, SourceKind
-from scaledyolo.sources.image_reader import MAX_PIXELS, read_image, rgb_of_pillow
 from scaledyolo.sources.lanes import Lanes
 from scaledyolo.sources.live import LiveStream, Reconnect
 from scaledyolo.sources.opening import open_source, open_sources

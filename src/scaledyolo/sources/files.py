@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from scaledyolo.errors import SourceError
+from scaledyolo.images import MAX_PIXELS, SNIFF_BYTES, printable, read_image, reason_of, sniff_format
 from scaledyolo.sources.frame import BaseSource, Frame, Load, SourceKind, made
-from scaledyolo.sources.image_header import SNIFF_BYTES, sniff_format
-from scaledyolo.sources.image_reader import MAX_PIXELS, printable, read_image, reason_of
 from scaledyolo.sources.remote import (
     fetch,
     is_url,

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from scaledyolo.errors import SourceError, nearest
+from scaledyolo.images import MAX_PIXELS, printable, reason_of
 from scaledyolo.sources.files import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -21,7 +22,6 @@ from scaledyolo.sources.files import (
     list_pattern,
 )
 from scaledyolo.sources.frame import FrameSource
-from scaledyolo.sources.image_reader import MAX_PIXELS, printable, reason_of
 from scaledyolo.sources.live import LiveStream, Reconnect
 from scaledyolo.sources.remote import is_url, relative_of_url, require_known_scheme, url_suffix
 from scaledyolo.sources.video import VideoFile

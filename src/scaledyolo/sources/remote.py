@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from scaledyolo.errors import SourceError, nearest
-from scaledyolo.sources.image_reader import reason_of
+from scaledyolo.images import reason_of
 
 # The schemes that FFmpeg is handed; its others (concat:, subfile:, ...) open local files behind the user's back.
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "http", "https")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaledyolo.errors import SourceError
+from scaledyolo.images import printable, reason_of
 from scaledyolo.sources.frame import BaseSource, Frame, SourceKind
-from scaledyolo.sources.image_reader import printable, reason_of
 from scaledyolo.sources.remote import is_url, relative_of_url, without_password
 
 if TYPE_CHECKING:

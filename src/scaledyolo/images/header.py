@@ -9,9 +9,10 @@ Sources: ITU-T T.81 annex B (JPEG markers), PNG specification (3rd ed.) sections
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from scaledyolo.errors import SourceError
 
@@ -169,6 +170,17 @@ def require_whole_png(data: bytes, name: str) -> None:
             return
         position = end
     raise SourceError(f"{name} is cut off: the PNG has no end chunk; copy or download it again")
+
+
+def read_png_exif(file: BinaryIO) -> bytes:
+    """The EXIF block of an open PNG, wherever it stands in the file; empty where there is none."""
+    file.seek(len(_PNG_SIGNATURE))
+    while len(start := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", start)
+        if kind == b"eXIf":
+            return file.read(length)
+        file.seek(length + 4, os.SEEK_CUR)
+    return b""
 
 
 def read_webp_size(data: bytes) -> tuple[int, int] | None:

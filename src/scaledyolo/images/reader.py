@@ -8,7 +8,8 @@ the odd kinds (CMYK, palettes, TIFF, WebP, GIF ...) through Pillow. Conventions:
 - 16 bits become 8 by rounding ``value * 255 / 65535``; 12-bit data stored in 16 bits therefore comes out
   dark, as everywhere.
 - Floating-point and 32-bit integer images are refused: nobody but their owner knows which value is white.
-- EXIF orientation is applied. Of an animation, the first picture is taken.
+- EXIF orientation is applied; one that only XMP states is not, as in OpenCV. Of an animation, the first
+  picture is taken.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from scaledyolo.errors import SourceError
-from scaledyolo.sources.image_header import (
+from scaledyolo.images.header import (
     SNIFF_BYTES,
     describe_foreign,
     read_jpeg_header,
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 # A 200 MP image takes 600 MB as RGB; larger ones are aerial mosaics, to be tiled first, or attacks.
 MAX_PIXELS = 200_000_000
 
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
+_DEEP_IN_32 = ("PPM", "PNG")  # Pillow scales deep PPM to 16 bits and keeps them in 32
 
 
 def read_image(
@@ -62,7 +64,7 @@ def read_image(
     if isinstance(source, bytes):
         name = name or "the image data"
         data = source
-        _require_image(data[:SNIFF_BYTES], name)
+        require_image(data[:SNIFF_BYTES], name)
     else:
         name = name or printable(source)
         data = _read_file(Path(source), name)
@@ -92,7 +94,7 @@ def _read_file(path: Path, name: str) -> bytes:
             raise SourceError(f"{name} is a folder, not an image")
         with path.open("rb") as file:
             head = file.read(SNIFF_BYTES)
-            _require_image(head, name)
+            require_image(head, name)
             return head + file.read()
     except FileNotFoundError:
         raise SourceError(f"{name} does not exist") from None
@@ -100,14 +102,16 @@ def _read_file(path: Path, name: str) -> bytes:
         raise SourceError(f"{name} cannot be read: {reason_of(error)}") from error
 
 
-def _require_image(head: bytes, name: str) -> None:
+def require_image(head: bytes, name: str) -> None:
+    """Raise SourceError unless the first bytes of a file are those of an image that can be read."""
     if not head:
         raise SourceError(f"{name} is empty")
     if sniff_format(head) is None:
         raise SourceError(f"{name} is not an image that can be read; it looks like {describe_foreign(head)}")
 
 
-def _require_size(width: int, height: int, name: str, max_pixels: int) -> None:
+def require_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Raise SourceError where a picture has more than ``max_pixels``."""
     if width * height > max_pixels:
         raise SourceError(
             f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million;"
@@ -120,18 +124,18 @@ def _decode(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     image: np.ndarray | None = None
     if kind == "JPEG":
         jpeg, scan = read_jpeg_header(data, name)
-        _require_size(jpeg.width, jpeg.height, name, max_pixels)
+        require_size(jpeg.width, jpeg.height, name, max_pixels)
         require_jpeg_end(data, scan, name)
         if jpeg.components in (1, 3) and jpeg.precision == 8:
             image = _decode_opencv(data, name, deep=False)
     elif kind == "PNG":
         png = read_png_header(data, name)
-        _require_size(png.width, png.height, name, max_pixels)
+        require_size(png.width, png.height, name, max_pixels)
         require_whole_png(data, name)
         image = _decode_opencv(data, name, deep=png.bit_depth == 16)
     elif kind == "WEBP":
         # Pillow's WebP decoder allocates the canvas as soon as it is opened.
-        _require_size(*(read_webp_size(data) or (0, 0)), name, max_pixels)
+        require_size(*(read_webp_size(data) or (0, 0)), name, max_pixels)
     # What OpenCV declines is left to Pillow, which reads it or gives a reason.
     return image if image is not None else _decode_pillow(data, str(kind), name, max_pixels)
 
@@ -183,8 +187,8 @@ def rgb_of_pillow(image: Image.Image, name: str = "the image") -> np.ndarray:
 
 def _decode_pillow(data: bytes, kind: str, name: str, max_pixels: int) -> np.ndarray:
     try:
-        with _open_pillow(data, kind) as image:
-            _require_size(*image.size, name, max_pixels)
+        with open_pillow(io.BytesIO(data), kind) as image:
+            require_size(*image.size, name, max_pixels)
             if kind == "TIFF" and _is_better_read_by_opencv(image):
                 pixels = _decode_opencv(data, name, deep=True)
                 if pixels is not None:
@@ -199,7 +203,7 @@ def _decode_pillow(data: bytes, kind: str, name: str, max_pixels: int) -> np.nda
     return _pixels(upright, kind, name)
 
 
-def _open_pillow(data: bytes, kind: str) -> Image.Image:
+def open_pillow(file: BinaryIO, kind: str) -> Image.Image:
     """Open by the plugin of the format found, and only by it.
 
     ``Image.open`` would also try three dozen formats, some of which start other programs, and it checks the
@@ -207,13 +211,15 @@ def _open_pillow(data: bytes, kind: str) -> Image.Image:
     """
     from PIL import Image, JpegImagePlugin
 
-    file = io.BytesIO(data)
     if kind == "JPEG":  # the registered opener would look for a multi-picture file and warn about odd ones
-        return JpegImagePlugin.JpegImageFile(file)
-    Image.init()
-    if kind not in Image.OPEN:
-        raise OSError(f"this Pillow was built without {kind}")
-    return Image.OPEN[kind][0](file, "")
+        image: Image.Image = JpegImagePlugin.JpegImageFile(file)
+    else:
+        Image.init()
+        if kind not in Image.OPEN:
+            raise OSError(f"this Pillow was built without {kind}")
+        image = Image.OPEN[kind][0](file, "")
+    image.info.pop("xmp", None)  # where EXIF states no orientation, Pillow would take that of XMP
+    return image
 
 
 def _is_better_read_by_opencv(image: Image.Image) -> bool:
@@ -247,7 +253,7 @@ def _upright(image: Image.Image) -> Image.Image:
         8: method.ROTATE_90,
     }
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # see _decode_pillow; the picture itself is fine
         orientation = 1
     return image.transpose(turns[orientation]) if orientation in turns else image.copy()
@@ -258,13 +264,9 @@ def _pixels(image: Image.Image, kind: str, name: str) -> np.ndarray:
     mode = image.mode
     if mode.startswith("I;16"):
         return _grey_to_rgb(_to_8_bits(np.array(image).astype(np.uint16)))
-    if mode == "I" and kind in ("PPM", "PNG"):  # Pillow scales deep PPM to 16 bits and keeps them in 32
+    if mode == "I" and kind in _DEEP_IN_32:
         return _grey_to_rgb(_to_8_bits(np.array(image).clip(0, 65535).astype(np.uint16)))
-    if mode in ("I", "F"):
-        values = "floating-point" if mode == "F" else "32-bit or signed integer"
-        raise SourceError(
-            f"{name} holds {values} values, whose white point is unknown; convert it to 8 or 16 bits per channel"
-        )
+    require_white_point(mode, kind, name)
     if mode in ("P", "PA", "RGBa", "La"):
         # A palette may carry transparency, and premultiplied colours have to be divided: both go over RGBA.
         image = image.convert("RGBA")
@@ -272,6 +274,15 @@ def _pixels(image: Image.Image, kind: str, name: str) -> np.ndarray:
         return np.array(image.convert("RGB"))
     except ValueError as error:
         raise SourceError(f"{name} is stored as {mode}, which cannot be converted to RGB; save it as RGB") from error
+
+
+def require_white_point(mode: str, kind: str, name: str) -> None:
+    """Raise SourceError where Pillow's ``mode`` holds values that have no defined brightness."""
+    if mode == "F" or (mode == "I" and kind not in _DEEP_IN_32):
+        values = "floating-point" if mode == "F" else "32-bit or signed integer"
+        raise SourceError(
+            f"{name} holds {values} values, whose white point is unknown; convert it to 8 or 16 bits per channel"
+        )
 
 
 def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
