@@ -59,6 +59,42 @@ def test_a_model_that_changed_is_not_taken(project: Path, small_model: Checkpoin
         verify(project / "exported" / "small.onnx")
 
 
+def test_the_wrong_model_marks_nothing(
+    project: Path, small_model: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A good export stays what it was, whatever it is compared with by mistake."""
+    artefact = project / "exported" / "small.onnx"
+    assert main(["verify", str(artefact)]) == 0
+    before = {path.name: path.read_bytes() for path in artefact.parent.iterdir()}
+    weights = {name: value * np.float32(1.01) for name, value in small_model.weights.items()}
+    other, same = str(tmp_path / "other.safetensors"), str(tmp_path / "same.safetensors")
+    save_checkpoint(other, replace(small_model, weights=weights))
+    save_checkpoint(same, replace(small_model, provenance={"note": "the same values in another file"}))
+    capsys.readouterr()
+    assert main(["verify", str(artefact), "--against", other]) == 2
+    message = capsys.readouterr().err
+    assert "is not the one it was exported from (../models/small.safetensors)" in message
+    assert message.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in artefact.parent.iterdir()} == before
+    assert main(["verify", str(artefact), "--against", other, "--no-mark"]) == 2
+    assert "UNVERIFIED" in capsys.readouterr().out  # it tells the differences, and leaves the file alone
+    assert {path.name: path.read_bytes() for path in artefact.parent.iterdir()} == before
+    assert main(["verify", str(artefact), "--against", same]) == 0
+
+
+def test_what_exists_is_replaced_on_demand_only(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artefact = project / "exported" / "small.onnx"
+    words = ["export", str(project / "models" / "small.safetensors"), "--out", str(artefact.parent), "--no-verify"]
+    before = artefact.read_bytes()
+    assert main([*words, "--half"]) == 2
+    assert "small.onnx: exists already; give another name with --out, or --force" in capsys.readouterr().err
+    assert artefact.read_bytes() == before
+    assert main([*words, "--half", "--force"]) == 0
+    assert len(artefact.read_bytes()) < len(before)
+
+
 def test_an_artefact_is_called_as_its_model(
     small_model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

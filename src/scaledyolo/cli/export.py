@@ -72,6 +72,8 @@ class Export:
     """File with one class name a line, for Darknet models."""
     download: bool = False
     """Fetch official weights that are not in the cache yet."""
+    force: bool = False
+    """Replace an exported model that exists."""
     json: bool = False
     """Print JSON instead of text."""
 
@@ -103,6 +105,7 @@ class Export:
             images=self.images,
             data=open_data(self.data, self.split),
             name=self._name(),
+            force=self.force,
         )
         print(json.dumps(as_dict(report), indent=1) if self.json else text(report))
         return EXIT_UNVERIFIED if report.facts.verification == "UNVERIFIED" else 0

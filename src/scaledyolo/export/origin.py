@@ -1,8 +1,9 @@
 """Where an artefact comes from: recorded in its metadata by `export`, found again by `verify`.
 
-Two keys of the provenance: ``exported_from``, JSON: the files of the model relative to the artefact's folder, or the
-name of official weights; ``exported_digest``, SHA-256 over these files. A file that has changed since is not taken for
-the model: what was trained on in the meantime is another network.
+Three keys of the provenance: ``exported_from``, JSON: the files of the model relative to the artefact's folder, or the
+name of official weights; ``exported_digest``, SHA-256 over these files; ``exported_tensors``, SHA-256 over the values
+of the network, which are the same in whatever file they lie. A file that has changed since is not taken for the model:
+what was trained on in the meantime is another network.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import numpy as np
+
 from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.default_model import default_model_file
 from scaledyolo.errors import ScaledYoloError, UsageError
 from scaledyolo.model import load_model, load_spec
 from scaledyolo.runnable import PathLike, file_digest
+from scaledyolo.weights import Array
 
 FROM: Final = "exported_from"
 DIGEST: Final = "exported_digest"
+TENSORS: Final = "exported_tensors"
 
 Source = PathLike | tuple[PathLike, PathLike]
 
@@ -39,6 +44,36 @@ def record_origin(source: Source, artefact: Path) -> dict[str, str]:
         return {FROM: json.dumps([str(source)]), DIGEST: _digest([_official(str(source))])}
     folder = artefact.resolve().parent
     return {FROM: json.dumps([_relative(file.resolve(), folder) for file in files]), DIGEST: _digest(files)}
+
+
+def tensors_digest(weights: Mapping[str, Array]) -> str:
+    """SHA-256 over the name, shape and values of every tensor of a network."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        values = np.ascontiguousarray(weights[name], np.float32)
+        digest.update(f"{name} {values.shape} ".encode())
+        digest.update(values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_same_network(artefact: Path, facts: ModelFacts, model: Checkpoint) -> None:
+    """Refuse to judge an artefact by a network that it does not come from.
+
+    Raises:
+        UsageError: the values of ``model`` are not those that the metadata records; where it records none, none is
+            refused.
+    """
+    recorded = facts.provenance.get(TENSORS)
+    if recorded in (None, tensors_digest(model.weights)):
+        return
+    try:
+        source = f" ({' and '.join(_recorded(artefact, facts.provenance))})"
+    except MissingOriginError:  # exported by a program, from memory
+        source = ""
+    raise UsageError(
+        f"{artefact}: the model it is compared with is not the one it was exported from{source}, so its mark is "
+        "left as it is; give that one with --against, or see the differences with --no-mark"
+    )
 
 
 def find_origin(artefact: Path, facts: ModelFacts, names: PathLike | None = None) -> Checkpoint:
@@ -72,7 +107,7 @@ def find_origin(artefact: Path, facts: ModelFacts, names: PathLike | None = None
     words = " ".join(map(str, changed)) if isinstance(changed, tuple) else str(changed)
     raise UsageError(
         f"{artefact}: {words} has changed since it was exported; export it again, or compare with what it is now: "
-        f"--against {words}"
+        f"--against {words} --no-mark"
     )
 
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from scaledyolo.artefact import EmbeddedNms, ModelFacts, Verification
 from scaledyolo.checkpoint import Checkpoint
-from scaledyolo.errors import OutputError, ScaledYoloError
+from scaledyolo.errors import OutputError, ScaledYoloError, UsageError
 from scaledyolo.export.formats import Job, artefact_path, find_format, make_job, runs_here
-from scaledyolo.export.origin import Source, record_origin
+from scaledyolo.export.origin import TENSORS, Source, record_origin, tensors_digest
 from scaledyolo.export.quantise import Int8, check_int8, quantised
 from scaledyolo.export.report import VerificationReport, report_path
 from scaledyolo.export.verify import verify
@@ -51,6 +51,7 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
     data: Dataset | None = None,
     source: Source | None = None,
     name: str | None = None,
+    force: bool = True,
 ) -> ExportReport:
     """Write a model in the format of a runtime and prove that it computes the same.
 
@@ -74,9 +75,10 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
         source: the file or files that the model was loaded from, or the name of official weights; recorded, so that
             the artefact can be verified again without naming it.
         name: what the artefact is called where the destination does not say; by default as the network.
+        force: whether an artefact that exists is replaced.
 
     Raises:
-        UsageError: an option that the format does not have.
+        UsageError: an option that the format does not have; or the artefact exists and ``force`` is off.
         ConversionError: the network cannot be expressed in the format.
         ConversionError: 8 bits cost more AP than allowed, or are not faster.
         MissingPackageError: the format needs a package that is not installed.
@@ -87,10 +89,10 @@ def export(  # noqa: PLR0913 - the options of the product, all by name
     facts = {
         "nms": nms,
         "storage": "float16" if half else "float32",
-        "provenance": {**model.provenance, **origin},
+        "provenance": {**model.provenance, **origin, TENSORS: tensors_digest(model.weights)},
     }
     job = make_job(model, format, size=size, dynamic=dynamic, batch=batch, facts=facts)
-    _check_replaceable(path, source)
+    _check_replaceable(path, source, force)
     with _quantised(job, format, int8, data) as job, _workshop(path) as folder:
         draft = folder / path.name
         find_format(format).write(job, draft)
@@ -118,17 +120,20 @@ def _verdict(report: VerificationReport | None) -> Verification:
     return "verified" if report.passed else "UNVERIFIED"
 
 
-def _check_replaceable(path: Path, source: Source | None) -> None:
-    """Refuse to replace a folder that is not an artefact, or the model itself.
+def _check_replaceable(path: Path, source: Source | None, force: bool) -> None:
+    """Refuse to replace a folder that is not an artefact, the model itself, or, without ``force``, anything.
 
     Raises:
         OutputError: it is none, or its parent does not exist.
+        UsageError: it exists.
     """
     for file in () if source is None else (source,) if isinstance(source, str | os.PathLike) else source:
         if path.exists() and Path(file).exists() and path.samefile(file):
             raise OutputError(f"{path}: is the model that is exported; give another name with --out")
     if path.is_dir() and path.suffix != COREML_SUFFIX and not (path / METADATA_FILE).is_file():
         raise OutputError(f"{path}: a folder that is not an exported model is in the way; choose another name")
+    if path.exists() and not force:
+        raise UsageError(f"{path}: exists already; give another name with --out, or --force to replace it")
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; create it first")
 

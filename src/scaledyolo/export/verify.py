@@ -25,7 +25,7 @@ from scaledyolo.export.compare import (
 )
 from scaledyolo.export.formats import find_format, format_of, runtimes_of
 from scaledyolo.export.images import Image, verification_images
-from scaledyolo.export.origin import find_origin
+from scaledyolo.export.origin import check_same_network, find_origin
 from scaledyolo.export.reference import Expected, Question, expected_answers
 from scaledyolo.export.report import ApDifference, Case, RuntimeCheck, VerificationReport, report_path
 from scaledyolo.postprocess import NMS, decode_candidates, suppress
@@ -68,7 +68,8 @@ def verify(
 
     Raises:
         MissingOriginError: the model was not given and is not found; see :func:`~scaledyolo.export.recheck.recheck`.
-        UsageError: the model was not given and has changed since.
+        UsageError: the model was not given and has changed since, or is another one than the artefact was exported
+            from, of which only ``mark=False`` shows the differences.
         ScaledYoloError: the artefact or an image cannot be read. Differences are no error: see ``report.passed``.
     """
     path = Path(artefact)
@@ -77,6 +78,8 @@ def verify(
     facts, runtimes = form.read(path), runtimes_of(name, engine)
     model = find_origin(path, facts, names) if against is None else against
     model = same_part(model, facts.provenance)
+    if mark:
+        check_same_network(path, facts, model)
     photographs, questions = verification_images(images), _questions(facts)
     expected = expected_answers(model, facts, questions, photographs, data)
     checks = [_check(form.open(path, runtime), questions, expected, photographs, data) for runtime in runtimes]
