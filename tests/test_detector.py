@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from PIL import Image
 
 from scaledyolo import NMS, Detector
 from scaledyolo.detector import as_rgb
+from scaledyolo.engines.onnxruntime import OnnxRuntimeEngine
 from scaledyolo.errors import ScaledYoloError, SourceError, SpecError, UsageError
+from scaledyolo.runnable import Runnable, open_runnable
 
 CELLS = ((1, 2, 0), (5, 2, 1), (3, 6, 2))  # column, row, class
 ENGINE = {"engine": "onnxruntime", "threads": 1}
@@ -347,3 +350,49 @@ def test_a_path_that_leads_nowhere_is_named(detector, tmp_path):
 def test_options_that_make_no_sense_are_refused(colours, options, words):
     with pytest.raises(UsageError, match=words):
         Detector(colours.checkpoint, **{"engine": "onnxruntime", **options})
+
+
+class SlowAtFirst:
+    """An engine that compiles for half a second whenever it meets a number of images or a size."""
+
+    name, version, device, precision, size, batch = "slow", "1", "cpu", "float32", None, None
+    compiling = 0.5  # seconds
+
+    def __init__(self, engine: OnnxRuntimeEngine) -> None:
+        self.engine, self.compiled = engine, []
+
+    def prepare(self, count: int, height: int, width: int) -> None:
+        if (count, height, width) not in self.compiled:
+            time.sleep(self.compiling)
+            self.compiled.append((count, height, width))
+
+    def run(self, images: np.ndarray) -> list[np.ndarray]:
+        self.prepare(len(images), *images.shape[2:])
+        return self.engine.run(images)
+
+
+@pytest.fixture
+def slow(colours) -> Runnable:
+    opened = open_runnable(colours.checkpoint, **ENGINE)
+    return Runnable(SlowAtFirst(opened.engine), opened.facts)
+
+
+def test_compiling_is_no_part_of_the_time_of_an_image(slow, image):
+    detector = Detector(slow)
+    assert found_in(detector(image)) == expected()
+    detector([image, image, image])  # another shape
+    assert slow.engine.compiled == [(1, 64, 64), (3, 64, 64)]
+    assert detector.times.images == 4
+    assert sum(detector.times.seconds.values()) < SlowAtFirst.compiling
+
+
+def test_what_is_prepared_runs_at_once(slow, image):
+    detector = Detector(slow, tta=True)
+    detector.prepare(2)
+    shapes = list(slow.engine.compiled)
+    started = time.perf_counter()
+    detector.prepare(2)
+    detector([image, image])
+    assert time.perf_counter() - started < SlowAtFirst.compiling
+    assert slow.engine.compiled == shapes, "every view was prepared, and nothing else runs"
+    assert len(shapes) == len(set(shapes)) > 1

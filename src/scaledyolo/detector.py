@@ -26,7 +26,7 @@ from scaledyolo.errors import UsageError, nearest
 from scaledyolo.postprocess import NMS, Candidates, Merge, merge_views
 from scaledyolo.postprocess.fusion import check_merge
 from scaledyolo.runnable import ModelSource, Runnable, open_runnable, rows_as_candidates
-from scaledyolo.views import inputs_of, views_of
+from scaledyolo.views import inputs_of, prepare_views, views_of
 
 if TYPE_CHECKING:
     import supervision as sv
@@ -44,7 +44,10 @@ MAX_LANES: Final = 32  # images in work at once; beyond, memory costs more than 
 
 @dataclass
 class StageTimes:
-    """Seconds spent in each stage and images that went through, summed over all calls of a detector."""
+    """Seconds spent in each stage and images that went through, summed over all calls of a detector.
+
+    What an engine does once for a shape of images (:meth:`Detector.prepare`) is part of no stage.
+    """
 
     images: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -165,6 +168,7 @@ class Detector:
             from scaledyolo.budgeted import keep_budget
 
             self.budget = keep_budget(self, budget, model, subnet, open_one, threads=threads)
+            self.times = StageTimes()  # without the images on which was measured
 
     def __call__(self, image: Any, *, bgr: bool = False) -> sv.Detections | list[sv.Detections]:
         """Detect objects in one image or in a list of images.
@@ -196,6 +200,7 @@ class Detector:
             return []
         if self.budget is not None:
             return self.budget.candidates(images)
+        self._prepare(len(images))
         clock = [time.perf_counter()]
         placed = [self._place(image) for image in images]
         inputs = inputs_of(self.views, [canvas for canvas, _ in placed])
@@ -209,6 +214,22 @@ class Detector:
         clock.append(time.perf_counter())
         self._count(len(images), clock)
         return result
+
+    def prepare(self, batch: int = 1, *, throughput: bool = False) -> None:
+        """Have the engine ready for ``batch`` images at once, so that the first ones take no longer than others.
+
+        Compiling a network takes seconds when it is first met on a machine. Where this is not called, the first call
+        with so many images does it; its time counts in no stage of :attr:`times`.
+
+        Args:
+            batch: images at once.
+            throughput: whether several such batches will be in work at once, see :meth:`for_throughput`.
+        """
+        if self.budget is None:  # else all that may run was measured, and so has run
+            (self.for_throughput() if throughput else self)._prepare(batch)
+
+    def _prepare(self, batch: int) -> None:
+        prepare_views(self._networks, self.height, self.width, batch, tta=self._tta)
 
     def stream(
         self, source: Any, *, batch: int = 1, mode: Mode = "auto", **options: Any
@@ -246,16 +267,24 @@ class Detector:
             batch: see :meth:`stream`, as for ``mode``.
             detect: what to do with images, given the detector for the mode; by default :meth:`detect_batch`.
         """
-        from scaledyolo.sources import frames_with_results, settle_mode
+        from scaledyolo.sources import frames_with_results
 
-        throughput = settle_mode(mode, source.kind) == "throughput"
-        if self.budget is not None:
-            if mode == "throughput":
-                raise UsageError('a budget is time for one image, so it needs all cores for it; use mode "latency"')
-            throughput = False
+        throughput = self.several_at_once(source, mode)
         detector = self.for_throughput() if throughput else self
         look = partial(detect or Detector.detect_batch, detector)
         return frames_with_results(source, look, batch=batch, lanes=detector.lanes if throughput else 0)
+
+    def several_at_once(self, source: FrameSource, mode: Mode = "auto") -> bool:
+        """Whether :meth:`watch` will have several batches of this source in work at once.
+
+        Raises:
+            UsageError: that is asked for, and a budget.
+        """
+        from scaledyolo.sources import settle_mode
+
+        if self.budget is not None and mode == "throughput":
+            raise UsageError('a budget is time for one image, so it needs all cores for it; use mode "latency"')
+        return self.budget is None and settle_mode(mode, source.kind) == "throughput"
 
     def looking_with(self, network: Runnable, height: int, width: int) -> Detector:
         """This detector with another network of the same classes and input size; it counts its times with this one."""

@@ -15,7 +15,7 @@ import numpy as np
 from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
 from scaledyolo.default_model import DEFAULT
-from scaledyolo.engines.base import Engine, choose, side_by_side
+from scaledyolo.engines.base import Engine, choose, prepare, side_by_side
 from scaledyolo.engines.faithful import probe_image, scene
 from scaledyolo.engines.select import AUTO, choose_engine, open_engine, openvino_device, openvino_precision
 from scaledyolo.errors import FormatError, UsageError
@@ -70,6 +70,10 @@ class Runnable:
             outputs = self.engine.run(np.concatenate((group, filling)) if len(filling) else group)
             groups.append([output[: len(group)] for output in outputs])
         return [np.concatenate(parts) for parts in zip(*groups, strict=True)]
+
+    def prepare(self, count: int, height: int, width: int) -> None:
+        """Have the engine ready to run ``count`` images of a size; see :func:`scaledyolo.engines.base.prepare`."""
+        prepare(self.engine, self.engine.batch or count, height, width)
 
     def side_by_side(self) -> Runnable:
         """The same network for runs from several threads at once; see :func:`scaledyolo.engines.base.side_by_side`."""

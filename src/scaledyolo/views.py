@@ -80,10 +80,19 @@ def views_of(networks: Sequence[Runnable], height: int, width: int, *, tta: bool
                 f"{facts.name}: exported for {facts.height}x{facts.width} only, but test-time augmentation shows it "
                 "other sizes too; use the checkpoint, or export it with --dynamic"
             )
-        stride = facts.max_stride
-        passes = tta_passes(height, width, stride) if tta else (TtaPass(height, width, max_stride=stride),)
-        views += [View(network.run, facts.detects, one) for one in passes]
+        views += [View(network.run, facts.detects, one) for one in _passes(height, width, facts.max_stride, tta)]
     return tuple(views)
+
+
+def prepare_views(networks: Sequence[Runnable], height: int, width: int, count: int, *, tta: bool = False) -> None:
+    """Have each network ready for what :func:`views_of` shows it of ``count`` canvases at once."""
+    for network in networks:
+        for one in _passes(height, width, network.facts.max_stride, tta):
+            network.prepare(count, *one.padded_size)
+
+
+def _passes(height: int, width: int, stride: int, tta: bool) -> Sequence[TtaPass]:
+    return tta_passes(height, width, stride) if tta else (TtaPass(height, width, max_stride=stride),)
 
 
 def _check_classes(first: ModelFacts, other: ModelFacts, number: int) -> None:

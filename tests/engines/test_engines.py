@@ -188,6 +188,18 @@ def test_without_torch_the_extra_is_named(graph: Graph, weights: Weights, monkey
         open_engine("torch", graph, weights)
 
 
+def test_torch_runs_a_shape_once_before_the_first_image_where_that_is_slow(graph: Graph, weights: Weights) -> None:
+    engine = TorchEngine(graph, weights, threads=1)
+    shapes: list[tuple[int, ...]] = []
+    engine._forward = lambda images: shapes.append(tuple(images.shape)) or []  # type: ignore[func-returns-value]
+    engine.prepare(2, 64, 96)
+    assert not shapes, "a CPU has nothing to prepare"
+    engine._slow_at_first = True  # as on a GPU, which records a shape when it is first met
+    for _ in range(2):
+        engine.prepare(2, 64, 96)
+    assert shapes == [(2, 3, 64, 96)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("half", [False, True])
 def test_torch_on_a_gpu(half: bool, graph: Graph, weights: Weights, reference: Network) -> None:

@@ -100,6 +100,20 @@ def test_threads_share_an_engine(engine: OpenVinoEngine) -> None:
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_a_prepared_shape_is_not_compiled_again(
+    graph: Graph, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OpenVinoEngine.from_graph(graph, weights, threads=1)
+    images = images_of(2)
+    expected = engine.run(images)
+    prepared = OpenVinoEngine.from_graph(graph, weights, threads=1)
+    prepared.prepare(2, *images.shape[2:])
+    monkeypatch.setattr(prepared, "_compile", lambda shape: pytest.fail(f"{shape} is compiled again"))
+    prepared.prepare(2, *images.shape[2:])
+    for found, wanted in zip(prepared.run(images), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_throughput_mode_gives_the_same(graph: Graph, weights: Weights, engine: OpenVinoEngine) -> None:
     other = OpenVinoEngine.from_graph(graph, weights, mode="throughput")
     assert relative_error(other.run(images_of(3)), engine.run(images_of(3))) < 1e-5

@@ -66,6 +66,25 @@ class TunedForOneRun(Protocol):
         """The same network and precision, set up so that runs from several threads share out the cores."""
 
 
+@runtime_checkable
+class CompiledForShape(Protocol):
+    """An engine that has to work on a shape of images before the first run of it."""
+
+    def prepare(self, count: int, height: int, width: int) -> None:
+        """Do that work now; cheap where it is done.
+
+        Args:
+            count: images at once.
+            height: of the images in pixels, as ``width``.
+        """
+
+
+def prepare(engine: Engine, count: int, height: int, width: int) -> None:
+    """Have an engine ready to run ``count`` images of a size at once; most are as soon as they are open."""
+    if isinstance(engine, CompiledForShape):
+        engine.prepare(count, height, width)
+
+
 def side_by_side(engine: Engine) -> Engine:
     """The engine for many runs at once: throughput at the expense of latency; most engines are that as they are."""
     return engine.side_by_side() if isinstance(engine, TunedForOneRun) else engine

@@ -215,6 +215,11 @@ class OpenVinoEngine:
         count, _, height, width = images.shape
         return self._compiled_for((count, height, width)).run(np.ascontiguousarray(images))
 
+    def prepare(self, count: int, height: int, width: int) -> None:
+        """Compile the network for a shape; see :class:`~scaledyolo.engines.base.CompiledForShape`."""
+        if self.size in (None, (height, width)):  # else `run` refuses, in words
+            self._compiled_for((count, height, width))
+
     # -- models and shapes -------------------------------------------------------------------------------------------
 
     def _adopt(self, model: Any) -> None:

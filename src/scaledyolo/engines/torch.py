@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,6 +98,8 @@ class TorchEngine:
         self._network = inference_network(graph, weights, device, self._dtype)
         forward: Forward = torch.compile(self._network, dynamic=False) if compiled else self._network
         self._forward = ReplayedForward(forward) if device == "cuda" and capture else forward
+        self._slow_at_first = device == "cuda" or compiled  # the first run of a shape chooses, records, compiles
+        self._met: set[tuple[int, int, int]] = set()
 
     @property
     def version(self) -> str:
@@ -110,6 +113,13 @@ class TorchEngine:
             batch = torch.from_numpy(images).to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
             maps = self._forward(batch)
             return [raw.to("cpu", torch.float32).contiguous().numpy() for raw in maps]
+
+    def prepare(self, count: int, height: int, width: int) -> None:
+        """Run a shape once where that is slow; see :class:`~scaledyolo.engines.base.CompiledForShape`."""
+        shape = (count, height, width)
+        if self._slow_at_first and shape not in self._met:
+            self.run(np.zeros((count, self._channels, height, width), np.float32))
+            self._met.add(shape)
 
 
 class ReplayedForward:
