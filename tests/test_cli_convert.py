@@ -150,7 +150,7 @@ def test_zoo_network_as_cfg(folder: Path) -> None:
 
 
 def test_report_layer_by_layer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert convert("net.weights", "net.safetensors", "--licence", "public domain") == 0
+    assert convert("net.weights", "net.safetensors", "--licence", "public domain", "--report", "layers") == 0
     out = capsys.readouterr().out
     assert "section 0, bytes 20-1011" in out
     assert "section 1, bytes 1012-1767" in out
@@ -159,6 +159,13 @@ def test_report_layer_by_layer(folder: Path, capsys: pytest.CaptureFixture[str])
     facts = load_checkpoint("net.safetensors").provenance
     assert facts["licence"] == "public domain"
     assert len(facts["weights_sha256"]) == len(facts["cfg_sha256"]) == 64
+
+
+def test_a_report_is_a_summary_unless_layers_are_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert("net.weights", "net.safetensors") == 0
+    out = capsys.readouterr().out
+    assert "section 0" not in out
+    assert "2 layers, 421 parameters and 16 running statistics, all of them matched" in out
 
 
 def test_report_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

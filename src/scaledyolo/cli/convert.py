@@ -32,8 +32,8 @@ class Convert:
     """Licence of the weights, kept in the checkpoint."""
     force: bool = False
     """Replace files that exist."""
-    report: Literal["layers", "summary", "json"] = "layers"
-    """What to print: every layer, the totals, or everything as JSON."""
+    report: Literal["summary", "layers", "json"] = "summary"
+    """What to print: the totals, every layer with where its values come from, or everything as JSON."""
 
     def run(self) -> int:
         from scaledyolo.convert.conversion import convert
