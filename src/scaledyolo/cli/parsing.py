@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
-from typing import Any, get_args, get_type_hints
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TextIO, get_args, get_type_hints
 
 import tyro
 
@@ -18,6 +19,8 @@ _RULE = "───"
 _HELP_INDENT = 8
 _MISSING = re.compile(r"Missing from .*?: (?P<what>.+)")
 _QUOTED = re.compile("'([^']*)'")
+_NOTHING = ("", "''", "None")  # how tyro writes a default that stands for leaving the option out
+_UNBROKEN = "\u00a0"  # a space at which no line is broken
 
 
 def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str]) -> Any:
@@ -29,9 +32,9 @@ def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str])
     """
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(_PlainSpaces(sys.stdout)):  # type: ignore[type-var]
             return tyro.cli(
-                command,
+                _with_hints(command),
                 prog=f"scaledyolo {verb}",
                 description=summary,
                 args=list(arguments),
@@ -42,6 +45,36 @@ def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str])
             raise
         flags = option_names(command)
         raise UsageError(f"{one_sentence(complaint.getvalue(), flags)} See `scaledyolo {verb} --help`.") from None
+
+
+def _with_hints(command: type[Any]) -> type[Any]:
+    """The same dataclass, whose help tells defaults in one piece, and only those that say something."""
+    hints = get_type_hints(command, include_extras=True)
+    told = {field.name: _hint_of(field) for field in dataclasses.fields(command)}
+    annotations = {name: Annotated[hints[name], tyro.conf.arg(help_behavior_hint=hint)] for name, hint in told.items()}
+    names = {name: getattr(command, name) for name in ("__module__", "__qualname__", "__doc__")}
+    derived = type(command.__name__, (command,), {**names, "__annotations__": annotations})
+    return dataclasses.dataclass(frozen=True)(derived)
+
+
+def _hint_of(field: dataclasses.Field[Any]) -> str | Callable[[str], str]:
+    if field.default is dataclasses.MISSING:
+        return "(required)"
+    return lambda default: "" if default in _NOTHING else f"(default: {default})".replace(" ", _UNBROKEN)
+
+
+class _PlainSpaces:
+    """A stream on which unbroken spaces come out as plain ones."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Pass a text on."""
+        return self._stream.write(text.replace(_UNBROKEN, " "))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _none_means_something(command: type[Any]) -> bool:
