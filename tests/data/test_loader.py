@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -22,7 +24,7 @@ from scaledyolo.data.order import Shard
 from scaledyolo.data.preview import preview_sheet
 from scaledyolo.data.sample import Sample
 from scaledyolo.data.yolo_txt import read_yolo_folder
-from scaledyolo.errors import DataError, UsageError
+from scaledyolo.errors import DataError, OutputError, UsageError
 
 SIZE = 64
 CONFIG = LoaderConfig(batch_size=3, size=SIZE, stride=32, seed=5, workers=0)
@@ -229,6 +231,36 @@ def test_a_damaged_disk_cache_heals(dataset: Dataset, tmp_path: Path) -> None:
     flat[len(dataset) * 4 + int(source.store.starts[3])] ^= 0xFF
     del flat
     np.testing.assert_array_equal(ImageSource(dataset, SIZE, cache="disk", folder=tmp_path).image(3), good)
+
+
+def test_the_disk_cache_owns_its_space_before_it_is_used(dataset: Dataset, tmp_path: Path) -> None:
+    ImageSource(dataset, SIZE, cache="disk", folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    facts = path.stat()
+    assert facts.st_blocks * 512 >= facts.st_size > len(dataset) * 4
+
+
+def test_a_disk_cache_that_does_not_fit_is_one_sentence(dataset: Dataset, tmp_path: Path) -> None:
+    """The kernel refuses a file above the limit of the process as it refuses one on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"images cannot be written: .*; the cache of images takes .* MB"):
+            ImageSource(dataset, SIZE, cache="disk", folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_cache_needs_no_call_that_reserves(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.posix_fallocate")
+    source = ImageSource(dataset, SIZE, cache="disk", folder=tmp_path)
+    np.testing.assert_array_equal(source.image(0), ImageSource(dataset, SIZE).image(0))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="No space left"):
+        ImageSource(dataset, 2 * SIZE, cache="disk", folder=tmp_path)
 
 
 def test_the_memory_cache_is_shared_with_forked_workers(dataset: Dataset) -> None:

@@ -9,9 +9,11 @@ and nothing else.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +27,12 @@ import numpy.typing as npt
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.sample import Sample
 from scaledyolo.errors import UsageError
-from scaledyolo.files import cache_folder
+from scaledyolo.files import cache_folder, output_errors
 
 CacheKind = Literal["none", "ram", "disk"]
 _LAYOUT_VERSION = 3
+_BLOCK = 512  # bytes, the unit of st_blocks
+_NO_SUCH_CALL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems answer that cannot reserve
 
 
 def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:
@@ -103,11 +107,8 @@ class ImageStore:
         self.checksums = np.frombuffer(mmap.mmap(-1, max(header, 1)), np.uint8)[:header].view(np.uint32)
 
     def _use_file(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = len(self.shapes) * 4
-        with path.open("ab") as file:
-            # Sparse and the same for every process that gets here at once.
-            file.truncate(max(header + self.num_bytes, 1))
+        _reserve(path, max(header + self.num_bytes, 1))
         flat = np.memmap(path, np.uint8, mode="r+")
         self.checksums = np.asarray(flat[:header]).view(np.uint32)
         self._bytes = np.asarray(flat[header : header + self.num_bytes])
@@ -191,6 +192,45 @@ class ImageSource:
     def _load(self, index: int) -> npt.NDArray[np.uint8]:
         image = self.dataset.load_image(index)
         return image if self.size is None else resize_long_side(image, self.size)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make ``path`` a file of ``size`` bytes whose blocks are on the disk; its content, zeros where new, stays.
+
+    Of a sparse file, the write that finds the disk full would be one to memory, which ends the process (SIGBUS).
+    Several processes may get here at once: each asks for the same.
+
+    Raises:
+        OutputError: there is no room, or the folder cannot be written.
+    """
+    advice = (
+        f"; the cache of images takes {size / 1e6:,.0f} MB: make room, let SCALEDYOLO_HOME name a folder on a larger "
+        "disk, or use the cache ram or none"
+    )
+    with output_errors(path, advice):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        with path.open("rb+") as file:
+            facts = os.fstat(file.fileno())
+            if facts.st_size == size and getattr(facts, "st_blocks", 0) * _BLOCK >= size:
+                return
+            try:
+                _allocate(file.fileno(), path, size)
+            except OSError:
+                if facts.st_size == 0:  # made just now, and of no use
+                    path.unlink(missing_ok=True)
+                raise
+
+
+def _allocate(descriptor: int, path: Path, size: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_SUCH_CALL:
+            raise
+        if shutil.disk_usage(path.parent).free < size:  # macOS, some file systems: all that can be known beforehand
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+    os.truncate(descriptor, size)
 
 
 def _checksum(slot: npt.NDArray[np.uint8]) -> int:
