@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ import supervision as sv
 from PIL import Image
 
 from scaledyolo import NMS, Detector
+from scaledyolo.cli import main
 from scaledyolo.detector import as_rgb
 from scaledyolo.engines.onnxruntime import OnnxRuntimeEngine
 from scaledyolo.errors import ScaledYoloError, SourceError, SpecError, UsageError
@@ -396,3 +398,21 @@ def test_what_is_prepared_runs_at_once(slow, image):
     assert time.perf_counter() - started < SlowAtFirst.compiling
     assert slow.engine.compiled == shapes, "every view was prepared, and nothing else runs"
     assert len(shapes) == len(set(shapes)) > 1
+
+
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_the_summary_of_detect_leaves_compiling_out(slow, image, tmp_path, monkeypatch, capsys, mode):
+    slow.engine.compiling = 1.5
+    monkeypatch.setattr("scaledyolo.detector.open_runnable", lambda *_, **__: slow)
+    names = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for name in names:
+        Image.fromarray(image).save(name)
+    assert main(["detect", *names, "--mode", mode, "--save", "none"]) == 0
+    first, found, times = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"ready in \d+\.\d s", first)
+    assert float(first.split()[2]) >= 1.5
+    assert found.startswith("3 images, 9 objects")
+    milliseconds = [float(value) for value in re.findall(r" ?(?:network|resize|decode|suppress) ([\d.]+)", times)]
+    assert len(milliseconds) == 4
+    assert 3 * sum(milliseconds) < 1500
+    assert float(re.search(r"([\d.]+) s in all", times)[1]) < 1.5

@@ -32,7 +32,7 @@ def parse(command: type[Any], verb: str, summary: str, arguments: Sequence[str])
     """
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(_PlainSpaces(sys.stdout)):  # type: ignore[type-var]
+        with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(_PlainSpaces(sys.stdout)):
             return tyro.cli(
                 _with_hints(command),
                 prog=f"scaledyolo {verb}",
