@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaledyolo import boxes
-from scaledyolo.arch.ops import Detect
 from scaledyolo.errors import UsageError
 from scaledyolo.postprocess import NMS, Candidates, nms, pairs, suppress
 
@@ -329,14 +328,6 @@ def test_limits(kind: nms.Kind) -> None:
     np.testing.assert_allclose(suppress(candidates, NMS(kind, max_detections=7)).scores, best[:7])
     np.testing.assert_allclose(suppress(candidates, NMS(kind, max_candidates=9)).scores, best[:9])
     assert len(suppress(candidates, NMS(kind, max_detections=None))) == 50
-
-
-def test_darknet_heads_say_which_suppression_they_want() -> None:
-    detect = Detect(((8.0, 8.0),), (0,), 1)
-    assert NMS.of_darknet(detect, 0.5) == NMS("greedy", 0.5, max_detections=None)
-    both = [NMS.of_darknet(replace(detect, nms_kind=kind, beta_nms=0.7)) for kind in ("greedynms", "diounms")]
-    assert [config.kind for config in both] == ["darknet", "darknet"]
-    assert [config.exponent for config in both] == [0.6, 0.7]
 
 
 @pytest.mark.parametrize(

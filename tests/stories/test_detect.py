@@ -16,8 +16,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scaledyolo import NMS, Detector
+from scaledyolo.boxes import xyxy_to_tlwh
 from scaledyolo.data.formats import open_dataset
-from scaledyolo.evaluate.arrays import predictions_to_coco
+from scaledyolo.evaluate.arrays import GroundTruth, Predictions
 from scaledyolo.evaluate.protocols import OPENCV_DARKNET
 from scaledyolo.evaluate.run import ground_truth, predict_views
 
@@ -33,6 +34,20 @@ def opened(shared: Path, name: str = "yolo-fastest-1.1-xl", **options) -> Detect
     return Detector(pair, names=shared / "weights" / "coco.names", engine="onnxruntime", threads=1, **options)
 
 
+def coco_rows(found: Predictions, truth: GroundTruth) -> list[dict]:
+    """Rows of a COCO results file."""
+    return [
+        {"image_id": truth.image_ids[image], "category_id": truth.category_ids[kind], "bbox": box, "score": score}
+        for image, kind, box, score in zip(
+            found.image_index,
+            found.class_ids,
+            xyxy_to_tlwh(found.boxes_xyxy).tolist(),
+            found.scores.tolist(),
+            strict=True,
+        )
+    ]
+
+
 @pytest.fixture(scope="module")
 def detector(shared) -> Detector:
     return opened(shared)
@@ -45,7 +60,7 @@ def test_average_precision_is_that_of_opencv(shared, name):
     found = predict_views(dataset, detector.views, OPENCV_DARKNET, resize="stretch")
 
     truth = COCO(str(shared / "data" / "coco_mini" / "instances_val.json"))
-    judge = COCOeval(truth, truth.loadRes(predictions_to_coco(found, ground_truth(dataset))), "bbox")
+    judge = COCOeval(truth, truth.loadRes(coco_rows(found, ground_truth(dataset))), "bbox")
     judge.evaluate()
     judge.accumulate()
     judge.summarize()

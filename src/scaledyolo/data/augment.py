@@ -122,10 +122,6 @@ _PROBABILITIES = (
 NO_AUGMENTATION = AugmentConfig(
     mosaic=0.0, translate=0.0, scale=0.0, hue=0.0, saturation=0.0, value=0.0, flip_horizontal=0.0
 )
-# Darknet's cfg values (jitter, hue, saturation, exposure, mosaic half of the time).
-DARKNET_AUGMENTATION = AugmentConfig(
-    family="darknet", mosaic=0.5, hue=0.1, saturation=1.5, value=1.5, min_side=1.0, max_aspect=1e9, min_area_ratio=0.0
-)
 
 
 @dataclass(frozen=True)

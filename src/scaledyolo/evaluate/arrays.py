@@ -6,27 +6,19 @@ image a Python object, so a million detections cost a few dozen megabytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scaledyolo.boxes import area, tlwh_to_xyxy, xyxy_to_tlwh
+from scaledyolo.boxes import area
 from scaledyolo.errors import DataError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-
-class DetectionsLike(Protocol):
-    """The part of ``supervision.Detections`` that is read here."""
-
-    xyxy: Any
-    confidence: Any
-    class_id: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,34 +150,6 @@ def ground_truth_from_lists(
     )
 
 
-def ground_truth_from_coco(dataset: Mapping[str, Any]) -> GroundTruth:
-    """Ground truth from a parsed COCO annotation file; categories keep the order of the file.
-
-    Raises :class:`DataError` for an annotation of an unknown image or category.
-    """
-    images, categories, annotations = dataset["images"], dataset["categories"], dataset["annotations"]
-    image_rows = {image["id"]: row for row, image in enumerate(images)}
-    class_rows = {category["id"]: row for row, category in enumerate(categories)}
-    for annotation in annotations:
-        if annotation["image_id"] not in image_rows or annotation["category_id"] not in class_rows:
-            raise DataError(
-                f"annotation {annotation.get('id')} belongs to image {annotation['image_id']} and category "
-                f"{annotation['category_id']}, of which the file does not list both"
-            )
-    boxes_tlwh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    return GroundTruth(
-        class_names=tuple(str(category["name"]) for category in categories),
-        image_ids=tuple(image_rows),
-        image_sizes=np.array([(i["width"], i["height"]) for i in images], dtype=np.int64).reshape(-1, 2),
-        image_index=np.array([image_rows[a["image_id"]] for a in annotations], dtype=np.int64),
-        boxes_xyxy=tlwh_to_xyxy(boxes_tlwh),
-        class_ids=np.array([class_rows[a["category_id"]] for a in annotations], dtype=np.int64),
-        crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
-        areas=np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], dtype=np.float64),
-        category_ids=tuple(class_rows),
-    )
-
-
 def predictions_from_lists(
     boxes_xyxy: Sequence[ArrayLike], scores: Sequence[ArrayLike], class_ids: Sequence[ArrayLike], *, num_classes: int
 ) -> Predictions:
@@ -198,76 +162,6 @@ def predictions_from_lists(
         boxes_xyxy=boxes,
         scores=_concatenate(scores, np.float64),
         class_ids=_concatenate(class_ids, np.int64),
-    )
-
-
-def predictions_from_detections(detections: Sequence[DetectionsLike], *, num_classes: int) -> Predictions:
-    """Predictions from one ``supervision.Detections`` per image, as a detector returns them."""
-    return predictions_from_lists(
-        [one.xyxy for one in detections],
-        [one.confidence if one.confidence is not None else () for one in detections],
-        [one.class_id if one.class_id is not None else () for one in detections],
-        num_classes=num_classes,
-    )
-
-
-def predictions_from_coco(results: Sequence[Mapping[str, Any]], truth: GroundTruth) -> Predictions:
-    """Predictions from a parsed COCO results file, whose ids are those of ``truth``.
-
-    Raises :class:`DataError` for an id that the ground truth does not know.
-    """
-    image_rows = {identity: row for row, identity in enumerate(truth.image_ids)}
-    class_rows = {identity: row for row, identity in enumerate(truth.category_ids)}
-    for number, result in enumerate(results):
-        if result["image_id"] not in image_rows or result["category_id"] not in class_rows:
-            raise DataError(
-                f"result {number} speaks of image {result['image_id']} and category {result['category_id']}, "
-                "of which the ground truth does not know both"
-            )
-    return Predictions(
-        num_images=truth.num_images,
-        num_classes=truth.num_classes,
-        image_index=np.array([image_rows[r["image_id"]] for r in results], dtype=np.int64),
-        boxes_xyxy=tlwh_to_xyxy(np.array([r["bbox"] for r in results], dtype=np.float64).reshape(-1, 4)),
-        scores=np.array([r["score"] for r in results], dtype=np.float64),
-        class_ids=np.array([class_rows[r["category_id"]] for r in results], dtype=np.int64),
-    )
-
-
-def predictions_to_coco(predictions: Predictions, truth: GroundTruth) -> list[dict[str, Any]]:
-    """Rows of a COCO results file: original ids, boxes with 3 decimals, scores with 5 (training spec 5.3)."""
-    check_pair(truth, predictions)
-    boxes_tlwh = xyxy_to_tlwh(predictions.boxes_xyxy).round(3).tolist()
-    return [
-        {"image_id": truth.image_ids[image], "category_id": truth.category_ids[class_id], "bbox": box, "score": score}
-        for image, class_id, box, score in zip(
-            predictions.image_index,
-            predictions.class_ids,
-            boxes_tlwh,
-            predictions.scores.round(5).tolist(),
-            strict=True,
-        )
-    ]
-
-
-def concatenate_predictions(several: Sequence[Predictions]) -> Predictions:
-    """The detections of several models or passes side by side; one NMS makes them an ensemble (training spec 6.2)."""
-    if not several:
-        raise DataError("there are no predictions to put together")
-    first = several[0]
-    for other in several[1:]:
-        if (other.num_images, other.num_classes) != (first.num_images, first.num_classes):
-            raise DataError(
-                f"predictions for {first.num_images} images and {first.num_classes} classes cannot be put together "
-                f"with some for {other.num_images} images and {other.num_classes} classes"
-            )
-    return Predictions(
-        first.num_images,
-        first.num_classes,
-        np.concatenate([one.image_index for one in several]),
-        np.concatenate([one.boxes_xyxy for one in several]),
-        np.concatenate([one.scores for one in several]),
-        np.concatenate([one.class_ids for one in several]),
     )
 
 

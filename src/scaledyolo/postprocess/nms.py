@@ -27,7 +27,6 @@ from typing import Literal, get_args
 
 from array_api_compat import array_namespace, device
 
-from scaledyolo.arch.ops import Detect
 from scaledyolo.boxes import TINY, Array, diou, distance_penalised_iou, iou
 from scaledyolo.errors import UsageError, nearest
 from scaledyolo.postprocess.candidates import Candidates
@@ -76,14 +75,6 @@ class NMS:
                 raise UsageError(f"{name} of NMS must be positive, got {number}")
         if not 0 <= self.score_floor < 1:
             raise UsageError(f"score_floor of NMS must be at least 0 and below 1, got {self.score_floor}")
-
-    @classmethod
-    def of_darknet(cls, detect: Detect, iou: float = 0.45, max_detections: int | None = None) -> NMS:
-        """What Darknet does for this head: greedynms fixes the exponent at 0.6, diounms reads it from beta_nms."""
-        if detect.nms_kind == "default":
-            return cls("greedy", iou, max_detections=max_detections)
-        exponent = detect.beta_nms if detect.nms_kind == "diounms" else 0.6
-        return cls("darknet", iou, max_detections=max_detections, exponent=exponent)
 
 
 def suppress(candidates: Candidates, nms: NMS) -> Candidates:
