@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"scaledyolo: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"scaledyolo: interrupted; {interrupt or 'what was done is kept'}", file=sys.stderr)
+        print(f"scaledyolo: interrupted; {str(interrupt) or 'what was done is kept'}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         _abandon_output()
