@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -76,7 +77,7 @@ def test_detect_writes_every_format_and_never_over_an_earlier_run(folder):
     formats = ("media", "jsonl", "csv", "coco", "yolo", "crops")
     first = detect("a.png", "--save", *formats, cwd=folder)
     assert (first.returncode, first.stderr) == (0, "")
-    assert "1 images, 3 objects" in first.stdout
+    assert "1 image, 3 objects" in first.stdout
     for stage in ("resize", "network", "decode", "suppress", "ms an image"):
         assert stage in first.stdout
     run = folder / "runs" / "detect"
@@ -110,7 +111,7 @@ def test_detect_options_reach_the_detector(folder):
     assert scaledyolo("detect", "a.png", *pair, "--classes", "green", "2", cwd=folder).returncode == 0
     assert set(found_in(folder / "runs" / "detect")["a.png"]) == {"green", "blue"}
     done = detect("a.png", "--save", "none", "--max-det", "1", "--size", "64", "96", cwd=folder)
-    assert "1 images, 1 objects" in done.stdout
+    assert "1 image, 1 object" in done.stdout
     assert not (folder / "runs" / "detect-2").exists()
 
 
@@ -450,7 +451,7 @@ def test_ctrl_c_keeps_what_was_done(folder):
     done = found_in(folder / "runs" / "detect")
     assert 20 <= len(done) < 2000
     assert all(boxes == BOXES for boxes in done.values())
-    assert f"{len(done)} images" in output or f"{len(done) - 1} images" in output
+    assert f"{len(done):,} images" in output or f"{len(done) - 1:,} images" in output
     for path in (folder / "runs" / "detect" / "annotated").iterdir():
         assert not path.name.startswith(".")
         with Image.open(path) as drawn:
@@ -466,6 +467,31 @@ def test_help_offers_no_none_where_leaving_the_option_out_says_the_same(verb, ca
         main([verb, "--help"])
     assert not end.value.code
     assert ("None}" in capsys.readouterr().out) == (verb == "eval")  # where --out None writes no report
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_tells_defaults_whole_and_only_those_that_say_something(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    told = capsys.readouterr().out
+    defaults = re.findall(r"\(default:[^)]*\)", told)
+    assert all(re.fullmatch(r"\(default: [^\n]+\)", one) for one in defaults), defaults
+    assert not {"(default: )", "(default: None)", "(default: '')"} & set(defaults)
+    assert "\u00a0" not in told
+    assert len(told.splitlines()) > len(defaults)
+
+
+def test_zoo_as_json_is_the_table(capsys):
+    assert main(["zoo", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list(ZOO)
+    assert main(["zoo"]) == 0
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        name, size, params, gflop, boxes = line.split()
+        row = rows[name]
+        assert (size, params, boxes) == (str(row["size"]), f"{row['params']:,}", f"{row['boxes']:,}")
+        assert gflop == f"{row['gflops']:.3f}"
+    assert rows["yolov4-csp"]["size"] == 640
 
 
 def test_a_box_of_several_lines_becomes_a_sentence():

@@ -169,7 +169,7 @@ def spoil_sizes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "topic", "words"),
     [
-        (spoil_copy, "near-duplicates", "1 of 3 images of val show the same as one of train"),
+        (spoil_copy, "near-duplicates", "1 of 3 images of val shows the same as one of train"),
         (spoil_image, "broken items", "1 unreadable-image"),
         (spoil_class, "broken items", "1 wrong-class"),
         (spoil_pairing, "pairing", "1 missing-image"),

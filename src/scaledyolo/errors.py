@@ -73,6 +73,15 @@ class UsageError(ScaledYoloError):
     """An option or value that does not exist or makes no sense."""
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number with its noun, for sentences; ``many`` is the plural where it is not ``one`` with an s.
+
+    >>> counted(1, "image"), counted(2000, "image"), counted(0, "class", "classes")
+    ('1 image', '2,000 images', '0 classes')
+    """
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string.
 

@@ -91,6 +91,6 @@ def test_a_data_set_of_other_classes_is_refused(small_model, colours, painted_se
     other = graph.with_nodes(tuple(nodes))
     weights = random_weights(other, np.random.default_rng(0))
     model = replace(small_model, graph=other, weights=weights, class_names=("one",), category_ids=None)
-    with pytest.raises(DataError, match="knows 1 classes, .* has 3"):
+    with pytest.raises(DataError, match="knows 1 class, .* has 3"):
         export(model, tmp_path / "one.onnx", data=open_dataset(painted_set, "val"))
     assert not list(tmp_path.glob("one*"))

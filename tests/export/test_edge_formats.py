@@ -118,7 +118,7 @@ def test_the_command_line(small_model: Checkpoint, tmp_path: Path, capsys, name:
     Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "picture.png")
     words = ["detect", str(tmp_path / "picture.png"), "--model", path, "--out", str(tmp_path / "runs"), "--conf", "0.3"]
     assert main(words) == 0
-    assert "1 images" in capsys.readouterr().out
+    assert "1 image," in capsys.readouterr().out
 
 
 def test_damaged_files_are_refused(small_model: Checkpoint, tmp_path: Path, name: str) -> None:
@@ -159,7 +159,9 @@ def test_core_ml_stays_pending_where_it_cannot_run(coreml, small_model: Checkpoi
         Detector(path)
     find_format("coreml").mark(path, replace(facts, verification="verified"))
     assert find_format("coreml").read(path).verification == "verified"
-    assert main(["export", *words]) == 0, "an older package is replaced"
+    assert main(["export", *words]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["export", *words, "--force"]) == 0, "an older package is replaced"
     with pytest.raises(UsageError, match="written for one size"):
         export(small_model, path, format="coreml", dynamic=True)
 

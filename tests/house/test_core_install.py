@@ -54,7 +54,7 @@ def test_the_main_job_needs_no_torch(binaries, colours, paint, tmp_path):
         formats = ("media", "jsonl", "csv", "coco", "yolo", "crops")
         found = run(scaledyolo, "detect", "picture.png", "--model", *model, "--save", *formats, cwd=tmp_path)
         assert (found.returncode, found.stderr) == (0, "")
-        assert "1 images, 3 objects" in found.stdout
+        assert "1 image, 3 objects" in found.stdout
     line = json.loads((tmp_path / "runs" / "detect" / "detections.jsonl").read_text())
     assert sorted(item["xyxy"] for item in line["detections"]) == [[8, 16, 16, 24], [24, 48, 32, 56], [40, 16, 48, 24]]
 

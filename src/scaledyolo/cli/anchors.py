@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from scaledyolo.errors import counted
+
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
     from scaledyolo.data.anchors import AnchorFit
@@ -97,7 +99,10 @@ def text(spec: ModelSpec, boxes: int, before: AnchorFit, after: AnchorFit) -> st
     """The comparison for people."""
     from scaledyolo.arch.lower import lower
 
-    lines = [f"{boxes} boxes at {spec.size} pixels", f"  {'':<10}{'recall':>9}{'anchors a box':>15}{'fit':>8}"]
+    lines = [
+        f"{counted(boxes, 'box', 'boxes')} at {spec.size} pixels",
+        f"  {'':<10}{'recall':>9}{'anchors a box':>15}{'fit':>8}",
+    ]
     for name, fit in (("before", before), ("after", after)):
         lines.append(f"  {name:<10}{100 * fit.recall:>7.2f} %{fit.mean_matches:>15.2f}{fit.fitness:>8.3f}")
     for stride, mask in zip(sorted(lower(spec).strides), spec.masks, strict=True):

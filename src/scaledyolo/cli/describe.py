@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from scaledyolo.cli.options import sides
+from scaledyolo.errors import counted
 
 if TYPE_CHECKING:
     from scaledyolo.arch.cost import Cost
@@ -154,9 +155,10 @@ def text(
     summary: dict[str, Any], stages: list[dict[str, Any]], rows: list[dict[str, Any]], roofline: str | None = None
 ) -> str:
     """The summary for people; ``roofline`` are lines to put below the totals."""
+    classes = counted(summary["num_classes"], "class", "classes")
     folded = f" ({summary['params_folded']:,} folded)" if summary["params_folded"] else ""
     lines = [
-        f"{summary['name']} at {summary['height']}x{summary['width']}, {summary['num_classes']} classes",
+        f"{summary['name']} at {summary['height']}x{summary['width']}, {classes}",
         f"  parameters        {summary['params']:,}{folded}",
         (
             f"  multiply-adds     {summary['macs'] / 1e9:,.3f} G  = {summary['gflops']:,.3f} GFLOP"

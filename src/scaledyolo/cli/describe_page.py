@@ -10,6 +10,7 @@ from scaledyolo.arch.cost import cost
 from scaledyolo.arch.drawing import pyramid_svg
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.subnet import Subnet, cut
+from scaledyolo.errors import counted
 
 if TYPE_CHECKING:
     from scaledyolo.cli.describe_roofline import Roofline
@@ -83,13 +84,14 @@ def page(
         (" · ".join(map(str, summary["strides"])), "strides"),
         (" · ".join(map(str, summary["receptive_fields"])), "receptive fields"),
     )
+    classes = counted(summary["num_classes"], "class", "classes")
     boxes = "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
     node_columns = [(key, "node" if key == "name" else title) for key, title in _COLUMNS if key != "nodes"]
     node_columns.insert(1, ("op", "operation"))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{name}</title><style>{_STYLE}</style></head><body>
-<h1>{name}</h1><p>{height} × {width} pixels, {summary["num_classes"]} classes, {summary["nodes"]} nodes</p>
+<h1>{name}</h1><p>{height} × {width} pixels, {classes}, {summary["nodes"]} nodes</p>
 <div class="tiles">{boxes}</div>
 <h2>The network</h2>
 <div class="frame">{pyramid_svg(graph, height, width)}</div>

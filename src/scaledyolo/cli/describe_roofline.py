@@ -14,7 +14,7 @@ from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.groups import group_costs
 from scaledyolo.arch.roofline import BYTES_PER_VALUE, Roof, StageRoof, stage_roofs
 from scaledyolo.arch.roofline_drawing import roofline_svg
-from scaledyolo.errors import FormatError, UsageError
+from scaledyolo.errors import FormatError, UsageError, counted
 from scaledyolo.host import usable_cores
 
 NOW = "now"
@@ -110,7 +110,7 @@ def measure_machine() -> Machine:
         flops_per_s=1e3 * product.facts()["flops"] / _best_ms(product),
         bytes_per_s=1e3 * copy.facts()["bytes"] / _best_ms(copy),
     )
-    return Machine(roof, f"{cores} {'core' if cores == 1 else 'cores'} of {platform.machine()}, float32", "float32")
+    return Machine(roof, f"{counted(cores, 'core')} of {platform.machine()}, float32", "float32")
 
 
 def _best_ms(candidate: Any) -> float:
@@ -135,7 +135,7 @@ def read_machine(path: Path, graph: Graph, size: tuple[int, int]) -> tuple[Machi
         names = {node.name for node in graph}
         fitting = [row for row in rows if _is_of(row, names, size)]
         row = (fitting or rows)[0]
-        threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+        threads = counted(row["threads"], "thread")
         machine = Machine(
             roof=Roof(float(row["roof"]["flops_per_s"]), float(row["roof"]["bytes_per_s"])),
             name=f"{threads} of a {row['device']}, {row['precision']}, {row['engine']}",

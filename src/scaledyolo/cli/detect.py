@@ -16,7 +16,7 @@ import tyro
 from scaledyolo.cli.options import model_source, sides
 from scaledyolo.cli.progress import progress_bar
 from scaledyolo.default_model import DEFAULT
-from scaledyolo.errors import SourceError, UsageError
+from scaledyolo.errors import SourceError, UsageError, counted
 
 if TYPE_CHECKING:
     from scaledyolo.detector import Detector
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
 SHOWN_FAILURES = 20
+WORTH_SAYING = 1.0  # seconds until the first image
 SMALLEST_TILE = 32  # pixels; below, an image falls into more tiles than it has objects
 
 
@@ -103,6 +104,7 @@ class Detect:
         if self.tile and self.tile < SMALLEST_TILE:
             raise UsageError(f"--tile takes the side of a tile in pixels, at least {SMALLEST_TILE}, got {self.tile}")
         sources = open_sources(self.source, recursive=self.recursive)
+        started = time.perf_counter()
         detector = Detector(
             model_source(self.model or (DEFAULT,), download=self.download),
             confidence=self.conf,
@@ -125,6 +127,7 @@ class Detect:
         ids = detector.category_ids
         options = RunOptions(category_ids=None if ids is None else dict(enumerate(ids)))
         formats = () if self.save == ("none",) else self.save
+        self._prepare(sources, detector, started)
         started = time.perf_counter()
         with RunWriter(self.out, formats=formats, options=options) as writer:
             try:
@@ -133,6 +136,15 @@ class Detect:
                 if writer.summary.num_frames or writer.summary.failures:
                     report(writer, detector, time.perf_counter() - started)
         return EXIT_INCOMPLETE if writer.summary.failures else 0
+
+    def _prepare(self, sources: Sequence[FrameSource], detector: Detector, started: float) -> None:
+        """Have the detector ready for what comes; where that took long since ``started``, say so."""
+        batch = 1 if self.tile else self.batch
+        for throughput in {detector.several_at_once(source, self.mode) for source in sources}:
+            detector.prepare(batch, throughput=throughput)
+        seconds = time.perf_counter() - started
+        if seconds > WORTH_SAYING:
+            print(f"ready in {seconds:.1f} s", flush=True)
 
     def _work(self, sources: Sequence[FrameSource], detector: Detector, writer: RunWriter) -> None:
         detect = partial(in_tiles, side=self.tile) if self.tile else None
@@ -180,7 +192,8 @@ def report(writer: RunWriter, detector: Detector, seconds: float) -> None:
 
     summary = writer.summary
     counts = ", ".join(f"{count} {name}" for name, count in summary.detections_by_class.most_common())
-    print(f"{summary.num_frames} images, {summary.num_detections} objects" + (f": {counts}" if counts else ""))
+    found = f"{counted(summary.num_frames, 'image')}, {counted(summary.num_detections, 'object')}"
+    print(found + (f": {counts}" if counts else ""))
     times = detector.times.milliseconds_per_image()
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in times.items())
     rate = f"{seconds:.2f} s in all, {summary.num_frames / seconds:.1f} images/s"

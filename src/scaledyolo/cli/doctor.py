@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from scaledyolo.cli import EXIT_ERROR
-from scaledyolo.errors import DataError, MissingPackageError
+from scaledyolo.errors import DataError, MissingPackageError, counted
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
@@ -129,7 +129,8 @@ def text(diagnosis: Diagnosis) -> str:
     """The diagnosis for people."""
     lines = [f"{diagnosis.model} at {diagnosis.size} pixels"]
     for split in diagnosis.splits:
-        lines += [f"{split.name}: {split.images} images, {split.boxes} boxes, {split.background} images without a box"]
+        seen = f"{counted(split.images, 'image')}, {counted(split.boxes, 'box', 'boxes')}"
+        lines += [f"{split.name}: {seen}, {counted(split.background, 'image')} without a box"]
         lines += class_lines(split.class_counts)
         if split.sizes:
             named = zip(("smallest", "10 %", "median", "90 %", "largest"), split.sizes, strict=True)
@@ -150,4 +151,5 @@ def class_lines(counts: Mapping[str, int], *, width: int = 40, shown: int = 20) 
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     bars = ((name[:18], "#" * round(width * count / most), count) for name, count in ordered[:shown])
     lines = [f"  {name:<18}{bar:<{width}} {count}" for name, bar, count in bars]
-    return lines + ([f"  and {len(ordered) - shown} more classes"] if len(ordered) > shown else [])
+    more = len(ordered) - shown
+    return lines + ([f"  and {counted(more, 'more class', 'more classes')}"] if more > 0 else [])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from scaledyolo.cli.options import model_source, sides
-from scaledyolo.errors import DataError, UsageError
+from scaledyolo.errors import DataError, UsageError, counted
 
 if TYPE_CHECKING:
     from scaledyolo.data.dataset import Dataset
@@ -179,7 +179,7 @@ class Eval:
         assert self.out is not None
         details = {
             "model": " ".join((*self.model, *self.ensemble)),
-            "data": f"{dataset.source}, {len(dataset)} images",
+            "data": f"{dataset.source}, {counted(len(dataset), 'image')}",
             "input": f"{detector.height}x{detector.width}, {detector.resize}",
             **({"views": describe_views(detector.views, detector.merge)} if len(detector.views) > 1 else {}),
             "engine": f"{detector.engine.name} {detector.engine.version} on {detector.engine.device}",
@@ -234,7 +234,8 @@ def figures(analysis: Analysis, cost: float) -> dict[str, object]:
 
 def text(analysis: Analysis, dataset: Dataset) -> str:
     """The figures for people."""
-    lines = [f"{dataset.source}: {len(dataset)} images, {dataset.annotations.num_boxes} boxes"]
+    boxes = counted(dataset.annotations.num_boxes, "box", "boxes")
+    lines = [f"{dataset.source}: {counted(len(dataset), 'image')}, {boxes}"]
     if dataset.report.counts:
         lines.append(str(dataset.report))
     interval = analysis.intervals

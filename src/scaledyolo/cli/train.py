@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from scaledyolo.errors import DataError, MissingPackageError, UsageError
+from scaledyolo.errors import DataError, MissingPackageError, UsageError, counted
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -140,8 +140,8 @@ class Train:
         pace = measure_pace(fabric, run, train_data, val_data)
         epochs = fitting_epochs(pace, run.recipes[-1], self.minutes, run.settings.evaluate_every)
         print(
-            f"{epochs} epochs take about {self.minutes:g} minutes here: {pace.batch:.3g} s a step, "
-            f"{pace.evaluation:.3g} s an evaluation; repeat with --epochs {epochs}"
+            f"{counted(epochs, 'epoch takes', 'epochs take')} about {self.minutes:g} minutes here: "
+            f"{pace.batch:.3g} s a step, {pace.evaluation:.3g} s an evaluation; repeat with --epochs {epochs}"
         )
         planned, _ = replace(self, minutes=None, epochs=epochs)._new_run()
         return replace(planned, spec=run.spec)

@@ -12,6 +12,7 @@ from scaledyolo.arch.graph import Graph, Node
 from scaledyolo.arch.ops import is_buffer
 from scaledyolo.convert.darknet_cfg import DarknetModel
 from scaledyolo.convert.darknet_weights import file_order
+from scaledyolo.errors import counted
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,13 @@ class ConversionReport:
             ]
         matched = ", all of them matched" if self.has_weights else ""
         lines.append(
-            f"{self.network}, {self.num_classes} classes ({self.layout}): {len(self.layers)} layers, "
+            f"{self.network}, {counted(self.num_classes, 'class', 'classes')} ({self.layout}): "
+            f"{counted(len(self.layers), 'layer')}, "
             f"{self.learned:,} parameters and {self.values - self.learned:,} running statistics{matched}"
         )
         if self.left_out:
-            lines.append(f"left out: {len(self.left_out)} tensors that are no weights (anchors, step counters)")
+            left_out = counted(len(self.left_out), "tensor that is no weight", "tensors that are no weights")
+            lines.append(f"left out: {left_out} (anchors, step counters)")
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)

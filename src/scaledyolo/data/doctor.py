@@ -19,6 +19,7 @@ from scaledyolo.data.cache import ImageSource
 from scaledyolo.data.canvases import Canvases
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.near_duplicates import Twin, looks, near_duplicates
+from scaledyolo.errors import counted
 
 Level = Literal["blocks", "warning", "fine"]
 
@@ -213,7 +214,8 @@ def _reading(split: SplitFacts) -> list[Finding]:
 def _boxes(split: SplitFacts, size: int) -> list[Finding]:
     outside = split.problems.get("outside", 0)
     if split.boxes and outside > _MANY_OUTSIDE * split.boxes:
-        text = f"{split.name}: {outside} boxes reach beyond their image, and {split.boxes} can be used"
+        beyond = f"{counted(outside, 'box reaches', 'boxes reach')} beyond the image"
+        text = f"{split.name}: {beyond}, and {split.boxes} can be used"
         mistaken = "are the columns really centre x, centre y, width and height, as shares of the image?"
         return [Finding("warning", "box places", f"{text}; {mistaken}"), *_box_sizes(split, size)]
     return _box_sizes(split, size)
@@ -221,10 +223,11 @@ def _boxes(split: SplitFacts, size: int) -> list[Finding]:
 
 def _box_sizes(split: SplitFacts, size: int) -> list[Finding]:
     if not split.boxes:
-        text = f"{split.name}: {split.images} images and not a single box; are the label files where they should be?"
-        return [Finding("blocks", "boxes", text)]
+        text = f"{split.name}: {counted(split.images, 'image')} and not a single box"
+        return [Finding("blocks", "boxes", f"{text}; are the label files where they should be?")]
     median = split.sizes[2]
-    text = f"{split.name}: {split.boxes} boxes on {split.images} images, half of them smaller than {median:g} pixels"
+    boxes = f"{counted(split.boxes, 'box', 'boxes')} on {counted(split.images, 'image')}"
+    text = f"{split.name}: {boxes}, half of them smaller than {median:g} pixels"
     found = [Finding("fine", "boxes", f"{text} at {size}")]
     if split.tiny > 1 - LEAST_RECALL:
         text = f"{split.name}: {_percent(split.tiny)} of the boxes are below {TINY_SIDE:g} pixels at {size}"
@@ -233,7 +236,9 @@ def _box_sizes(split: SplitFacts, size: int) -> list[Finding]:
         text = f"{split.name}: {_percent(split.small)} of the boxes are below {SMALL_SIDE:g} pixels at {size}"
         found.append(Finding("warning", "box sizes", f"{text}; a larger size or a finer stride would help"))
     if split.background > _MANY_BACKGROUND * split.images:
-        text = f"{split.name}: {split.background} of {split.images} images have no box; are labels missing?"
+        have = "has" if split.background == 1 else "have"
+        share = f"{split.background} of {counted(split.images, 'image')}"
+        text = f"{split.name}: {share} {have} no box; are labels missing?"
         found.append(Finding("warning", "background", text))
     return found
 
@@ -263,7 +268,8 @@ def _classes(splits: Sequence[SplitFacts]) -> list[Finding]:
     if rare:
         text = f"{train.name}: fewer than {_RARE} boxes of {', '.join(rare)}; expect little there"
         found.append(Finding("warning", "classes", text))
-    return found or [Finding("fine", "classes", f"{len(learnt)} classes, each with enough boxes to learn from")]
+    enough = f"{counted(len(learnt), 'class', 'classes')}, each with enough boxes to learn from"
+    return found or [Finding("fine", "classes", enough)]
 
 
 def _shifted_ids(splits: Sequence[SplitFacts]) -> list[Finding]:
@@ -291,7 +297,8 @@ def _twins(one: Duplicates, splits: Sequence[SplitFacts]) -> Finding:
     images = next(split.images for split in splits if split.name == one.second)
     if not one.count:
         return Finding("fine", "near-duplicates", f"no image of {one.second} shows the same as one of {one.first}")
-    text = f"{one.count} of {images} images of {one.second} show the same as one of {one.first}"
+    show = "shows" if one.count == 1 else "show"
+    text = f"{one.count} of {counted(images, 'image')} of {one.second} {show} the same as one of {one.first}"
     return Finding("warning", "near-duplicates", f"{text}; the figures of {one.second} will be too good")
 
 

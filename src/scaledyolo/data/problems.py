@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
-from scaledyolo.errors import DataError, UsageError, nearest
+from scaledyolo.errors import DataError, UsageError, counted, nearest
 
 Policy = Literal["fail", "skip", "fix"]
 Kind = Literal[
@@ -94,15 +94,15 @@ class Report:
         first = "; ".join(f"{p.file}:{p.place}: {p.reason}" for p in self.problems[:_SHOWN])
         more = f"; and {len(self.problems) - _SHOWN} more" if len(self.problems) > _SHOWN else ""
         raise DataError(
-            f"{len(self.problems)} bad item(s) in the data set: {first}{more}. "
+            f"{counted(len(self.problems), 'bad item')} in the data set: {first}{more}. "
             "Repair them, or choose bad='fix' to repair or bad='skip' to leave them out."
         )
 
     def __str__(self) -> str:
         if not self.problems:
             return "no problems found"
-        counted = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
-        return "\n".join([f"{len(self.problems)} problem(s): {counted}", *map(str, self.problems)])
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
+        return "\n".join([f"{counted(len(self.problems), 'problem')}: {kinds}", *map(str, self.problems)])
 
 
 class RawBox(NamedTuple):

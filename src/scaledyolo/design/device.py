@@ -21,7 +21,7 @@ from scaledyolo.arch.zoo import find
 from scaledyolo.bench.networks import random_checkpoint
 from scaledyolo.bench.timing import Timing, interleaved
 from scaledyolo.design.candidates import Candidate
-from scaledyolo.errors import UsageError
+from scaledyolo.errors import UsageError, counted
 from scaledyolo.host import physical_cores, processor_name
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ class DeviceFacts:
     threads: int | None
 
     def __str__(self) -> str:
-        threads = "" if self.threads is None else f", {_counted(self.threads, 'thread')}"
+        threads = "" if self.threads is None else f", {counted(self.threads, 'thread')}"
         return (
-            f"{self.processor}, {_counted(self.cores, 'core')}{threads}: {self.engine} {self.version} on {self.device} "
+            f"{self.processor}, {counted(self.cores, 'core')}{threads}: {self.engine} {self.version} on {self.device} "
             f"in {self.precision}"
         )
 
@@ -178,10 +178,6 @@ class _Repeated:
     def __call__(self) -> None:
         for _ in range(self.images):
             self._detector.candidates([self._frame])
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _half(precision: Precision) -> bool | None:

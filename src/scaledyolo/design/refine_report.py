@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from scaledyolo.design.refine import Outcome, Refinement
+from scaledyolo.errors import counted
 from scaledyolo.evaluate.bootstrap import PairedDifference
 
 _COLOURS: Final = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7")
@@ -56,8 +57,8 @@ def verdict(found: Refinement) -> list[str]:
     last = found.outcomes[found.chosen][-1]
     images = found.facts["images"]
     how = f"recipe {found.facts['recipe']['name']}, seed {found.facts['seed']}"
-    trained = f"after {last.epochs} epochs from scratch on {images['train']:,} others ({how})"
-    lines = [f"Its AP is {last.interval} on {images['val']:,} images, {trained}."]
+    trained = f"after {counted(last.epochs, 'epoch')} from scratch on {images['train']:,} others ({how})"
+    lines = [f"Its AP is {last.interval} on {counted(images['val'], 'image')}, {trained}."]
     if found.state == "time":
         lines.append("A longer rung was not begun, for it would not have ended in the minutes that were given.")
     lines += _comparisons(found, found.chosen)
@@ -79,7 +80,7 @@ def _comparisons(found: Refinement, chosen: int) -> list[str]:
         if difference is None:
             continue
         name, epochs = found.entrants[row].name, found.outcomes[row][-1].epochs
-        told = f"Beside {name} after {epochs} epochs its AP is {_signed(difference)}: "
+        told = f"Beside {name} after {counted(epochs, 'epoch')} its AP is {_signed(difference)}: "
         if difference.significant:
             lines.append(told + "more than the noise.")
         else:

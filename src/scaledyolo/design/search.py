@@ -23,7 +23,7 @@ from scaledyolo.design.capacity import COCO_BOXES, capacities
 from scaledyolo.design.device import Device, DeviceFacts
 from scaledyolo.design.latency import LatencyModel
 from scaledyolo.design.store import Store
-from scaledyolo.errors import UsageError
+from scaledyolo.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from scaledyolo.design.refine import Refinement
@@ -143,7 +143,7 @@ def search(
     start = time.perf_counter()
     table = Table.of(wanted, boxes)
     costing = time.perf_counter() - start
-    tell(f"{len(table.candidates):,} networks costed in {costing:.1f} s")
+    tell(f"{counted(len(table.candidates), 'network')} costed in {costing:.1f} s")
     allowed = _allowed(table, budget, device.facts)
     model = calibrated(device, store, tell)
     table = table.timed(model)
@@ -190,9 +190,10 @@ class _Jury:
         specs = {row: self._table.candidates[row].spec() for row in new}
         unknown = [row for row in new if self._store.timing(specs[row]) is None]
         if len(unknown) < len(new):
-            self._tell(f"{len(new) - len(unknown)} networks were measured here before; --refresh measures anew")
+            known = counted(len(new) - len(unknown), "network was", "networks were")
+            self._tell(f"{known} measured here before; --refresh measures anew")
         if unknown:
-            self._tell(f"measuring {len(unknown)} networks end to end")
+            self._tell(f"measuring {counted(len(unknown), 'network')} end to end")
             timings = self._device.measure([self._table.candidates[row] for row in unknown])
             for row, timing in zip(unknown, timings, strict=True):
                 self._store.remember(specs[row], timing)

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from scaledyolo.design.halving import Cost, Plan, least_plan, longest_plan
 from scaledyolo.design.refine import Entrant, Outcome, State, Trainer
-from scaledyolo.errors import FormatError, UsageError
+from scaledyolo.errors import FormatError, UsageError, counted
 from scaledyolo.outputs.files import safe_name
 
 JOURNAL_FILE: Final = "optuna.journal"
@@ -120,7 +120,7 @@ class Trials:
         if self.plan is not None:
             return self.plan
         start = time.perf_counter()
-        self._tell(f"measuring how fast {len(self._entrants)} networks are trained here")
+        self._tell(f"measuring how fast {counted(len(self._entrants), 'network is', 'networks are')} trained here")
         costs = [self._trainer.cost(entrant) for entrant in self._entrants]
         spent = time.perf_counter() - start
         most = self._trainer.most_epochs

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from scaledyolo.artefact import EmbeddedNms, ModelFacts
 from scaledyolo.data.tta import TtaPass
-from scaledyolo.errors import DataError
+from scaledyolo.errors import DataError, counted
 from scaledyolo.postprocess import NMS, Candidates, suppress
 from scaledyolo.runnable import Runnable, rows_as_candidates
 from scaledyolo.views import View
@@ -42,8 +42,8 @@ def average_precision(network: Runnable, data: Dataset, artefact: ModelFacts) ->
     facts = network.facts
     if data.num_classes != len(facts.class_names):
         raise DataError(
-            f"{facts.name} knows {len(facts.class_names)} classes, {data.source} has {data.num_classes}; "
-            "compare on the data set that the model was trained for"
+            f"{facts.name} knows {counted(len(facts.class_names), 'class', 'classes')}, {data.source} has "
+            f"{data.num_classes}; compare on the data set that the model was trained for"
         )
     found = predict_views(data, (_view(network, artefact),), _protocol(artefact), resize=artefact.resize)
     return float(coco_metrics(ground_truth(data), found).ap)

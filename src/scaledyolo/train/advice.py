@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.data.anchors import SUFFICIENT_RECALL, fit_of, label_sizes
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.errors import DataError
+from scaledyolo.errors import DataError, counted
 from scaledyolo.train.manifest import Run
 from scaledyolo.train.progress import Progress
 from scaledyolo.train.recipe import Recipe
@@ -23,7 +23,7 @@ def opening(fabric: Fabric, run: Run, train: Dataset, val: Dataset | None) -> It
     recipe, spec = run.recipes[-1], run.spec
     stages = ", then ".join(stage.name for stage in run.recipes)
     yield (
-        f"{spec.name} at {spec.size} pixels: recipe {stages}, {recipe.schedule.epochs} epochs, batches of "
+        f"{spec.name} at {spec.size} pixels: recipe {stages}, {counted(recipe.schedule.epochs, 'epoch')}, batches of "
         f"{recipe.batch}, on {fabric.device.type} in {_PRECISIONS.get(run.settings.precision, run.settings.precision)}"
     )
     chosen = "" if val is None else f", {_counted(val)} to choose the best epoch by"
@@ -48,7 +48,7 @@ def opening(fabric: Fabric, run: Run, train: Dataset, val: Dataset | None) -> It
 def position(progress: Progress, epochs: int, batches: int) -> str:
     """Where a resumed training of so many epochs stands, ``batches`` in an epoch, in words."""
     if progress.epoch >= epochs:
-        return f"all of its {epochs} epochs are done already"
+        return "its only epoch is done already" if epochs == 1 else f"all of its {epochs} epochs are done already"
     return f"goes on in epoch {progress.epoch + 1} of {epochs}, after {progress.batch} of {batches} batches"
 
 
@@ -61,10 +61,12 @@ def check_boxes(train: Dataset) -> None:
     if train.class_counts().sum():
         return
     problems = train.report.problems
-    reason = f"; {len(problems)} items were left out, the first: {problems[0]}" if problems else ""
+    reason = (
+        f"; {counted(len(problems), 'item was', 'items were')} left out, the first: {problems[0]}" if problems else ""
+    )
     raise DataError(
-        f"{train.source}: {len(train)} images and not a single box to learn from{reason}; `scaledyolo doctor` looks "
-        "at every file"
+        f"{train.source}: {counted(len(train), 'image')} and not a single box to learn from{reason}; "
+        "`scaledyolo doctor` looks at every file"
     )
 
 
@@ -84,7 +86,7 @@ def anchor_advice(data: Dataset, spec: ModelSpec, recipe: Recipe) -> str | None:
 
 
 def _counted(dataset: Dataset) -> str:
-    return f"{len(dataset):,} images with {int(dataset.class_counts().sum()):,} boxes"
+    return f"{counted(len(dataset), 'image')} with {counted(int(dataset.class_counts().sum()), 'box', 'boxes')}"
 
 
 def _classes(dataset: Dataset) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scaledyolo.errors import counted
 from scaledyolo.train.guard import NonFiniteError
 from scaledyolo.train.loss import LossParts, detection_loss, loss_gains
 from scaledyolo.train.machine import peak_memory
@@ -55,7 +56,7 @@ def fit(t: Training, *, until: int | None = None) -> Mapping[str, float]:
         t.progress.seconds += time.perf_counter() - started
         last = finish_epoch(t, totals)
         if t.is_stale():
-            t.journal.say(f"no better for {t.settings.patience} epochs; stopping early")
+            t.journal.say(f"no better for {counted(t.settings.patience, 'epoch')}; stopping early")
             break
     t.journal.say(farewell(t))
     t.journal.close()
@@ -198,7 +199,7 @@ def finish_epoch(t: Training, totals: EpochTotals) -> Mapping[str, float]:
 def farewell(t: Training) -> str:
     """The last line of a run: how long it took, what it took, how much of the time it stood still for data."""
     minutes, waited = t.progress.seconds / 60, 100 * t.progress.waiting_share
-    line = f"{t.progress.epoch} epochs in {minutes:.1f} min; peak memory {peak_memory() / 2**30:.2f} GiB"
+    line = f"{counted(t.progress.epoch, 'epoch')} in {minutes:.1f} min; peak memory {peak_memory() / 2**30:.2f} GiB"
     if t.fabric.device.type == "cuda":
         line += f", on the GPU {torch.cuda.max_memory_allocated(t.fabric.device) / 2**30:.2f} GiB"
     return f"{line}; {waited:.1f} % of the training time was spent waiting for data"
