@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from scaledyolo import ZOO, load_graph, load_model, lower, save_checkpoint
-from scaledyolo.classes import COCO_NAMES
+from scaledyolo.classes import COCO_CATEGORY_IDS, COCO_NAMES, given_names, replacing_names
 from scaledyolo.convert.darknet_cfg import write_cfg
 from scaledyolo.convert.darknet_weights import write_weights
 from scaledyolo.errors import DownloadError, FormatError, ScaledYoloError, SpecError, UsageError
@@ -157,3 +157,13 @@ def test_a_pair_whose_cfg_is_of_another_number_of_classes_is_told_so(tmp_path):
     (tmp_path / "eighty.cfg").write_text(write_cfg(lower(ZOO["yolov4-tiny"])))
     with pytest.raises(FormatError, match="5 classes"):
         load_model((tmp_path / "eighty.cfg", tmp_path / "five.weights"))
+
+
+def test_given_names_are_a_file_or_the_names(tmp_path):
+    (tmp_path / "two.names").write_text("cat\ndog\n\n", encoding="utf-8")
+    for names in (tmp_path / "two.names", str(tmp_path / "two.names"), ["cat", "dog"]):
+        assert given_names(names) == ("cat", "dog")
+        assert replacing_names(names, (7, 9), num_classes=2, place="x") == (("cat", "dog"), (7, 9))
+        with pytest.raises(UsageError, match="x: 2 class names for a network of 3 classes"):
+            replacing_names(names, None, num_classes=3, place="x")
+    assert replacing_names(COCO_NAMES, None, num_classes=80, place="x")[1] == COCO_CATEGORY_IDS

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaledyolo.errors import FormatError
+from scaledyolo.errors import FormatError, UsageError
 
 COCO_NAMES = tuple(
     """person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,
@@ -44,6 +45,25 @@ def category_ids_of(names: Sequence[str]) -> tuple[int, ...] | None:
     """
     equal = sum(name == known for name, known in zip(names, COCO_NAMES, strict=False))
     return COCO_CATEGORY_IDS if len(names) == len(COCO_NAMES) and equal > len(COCO_NAMES) / 2 else None
+
+
+def given_names(names: str | os.PathLike[str] | Sequence[str]) -> tuple[str, ...]:
+    """Class names as a user gives them: a file of names, see `read_names`, or the names themselves."""
+    return read_names(os.fspath(names)) if isinstance(names, (str, os.PathLike)) else tuple(names)
+
+
+def replacing_names(
+    names: str | os.PathLike[str] | Sequence[str], former_ids: tuple[int, ...] | None, *, num_classes: int, place: str
+) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """Class names that replace those of a model, and its category ids: COCO's for names of COCO, else ``former_ids``.
+
+    Raises:
+        UsageError: another number of names; ``place`` says of what.
+    """
+    given = given_names(names)
+    if len(given) != num_classes:
+        raise UsageError(f"{place}: {len(given)} class names for a network of {num_classes} classes; give one for each")
+    return given, category_ids_of(given) or former_ids
 
 
 def read_names(path: str | Path) -> tuple[str, ...]:

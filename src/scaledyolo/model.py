@@ -17,7 +17,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
 from scaledyolo.default_model import DEFAULT, TITLE_KEY, default_model_file, stands_in_for
-from scaledyolo.errors import CheckpointError, FormatError, SpecError, UsageError
+from scaledyolo.errors import FormatError, SpecError, UsageError
 from scaledyolo.strict import parse_json, parse_yaml
 
 if TYPE_CHECKING:
@@ -192,17 +192,15 @@ def default_title() -> str:
 
 def _load_checkpoint(path: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:
     from scaledyolo.checkpoint import load_checkpoint
-    from scaledyolo.classes import category_ids_of, read_names
+    from scaledyolo.classes import replacing_names
 
     checkpoint = load_checkpoint(path)
     if names is None:
         return checkpoint
-    given = tuple(read_names(os.fspath(names)) if isinstance(names, (str, os.PathLike)) else names)
-    try:
-        ids = category_ids_of(given) or checkpoint.category_ids
-        return replace(checkpoint, class_names=given, category_ids=ids)
-    except CheckpointError as error:
-        raise UsageError(f"{path}: {error}") from None
+    given, ids = replacing_names(
+        names, checkpoint.category_ids, num_classes=checkpoint.graph.num_classes, place=os.fspath(path)
+    )
+    return replace(checkpoint, class_names=given, category_ids=ids)
 
 
 def _load_darknet(cfg: Path, weights: Path, names: PathLike | Sequence[str] | None) -> Checkpoint:

@@ -14,6 +14,7 @@ import numpy as np
 
 from scaledyolo.artefact import ModelFacts
 from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.classes import replacing_names
 from scaledyolo.default_model import DEFAULT
 from scaledyolo.engines.base import Engine, choose, prepare, side_by_side
 from scaledyolo.engines.faithful import probe_image, scene
@@ -208,7 +209,10 @@ def _open_artefact(
             stacklevel=4,
         )
     if names is not None:
-        facts = _renamed(facts, names, path)
+        given, ids = replacing_names(
+            names, facts.category_ids, num_classes=len(facts.class_names), place=os.fspath(path)
+        )
+        facts = replace(facts, class_names=given, category_ids=ids)
     runtimes = _RUNTIMES[file.suffix.lower()]
     choose("engine", engine, (AUTO, "openvino", "onnxruntime", "torch", "ncnn", "litert", "coreml"))
     if engine == AUTO:
@@ -242,22 +246,6 @@ def _known_fault(file: Path) -> str | None:
         if not onnx.defs.has(node.op_type, domain=node.domain):
             return f"node {node.name!r} is a {node.op_type}, an operator that does not exist in ONNX"
     return None
-
-
-def _renamed(facts: ModelFacts, names: PathLike | Sequence[str], path: Path) -> ModelFacts:
-    """The facts with other class names, as `load_model` would take them.
-
-    Raises:
-        UsageError: another number of names.
-    """
-    from scaledyolo.classes import category_ids_of, read_names
-
-    given = tuple(read_names(os.fspath(names)) if isinstance(names, (str, os.PathLike)) else names)
-    if len(given) != len(facts.class_names):
-        raise UsageError(
-            f"{path}: {len(given)} class names for a network of {len(facts.class_names)} classes; give one for each"
-        )
-    return replace(facts, class_names=given, category_ids=category_ids_of(given) or facts.category_ids)
 
 
 def _check_outputs(path: Path, found: int, facts: ModelFacts) -> None:

@@ -16,7 +16,8 @@ from scaledyolo.bench.entrants import Setting, check_engines, entrants, read_pre
 from scaledyolo.bench.networks import Network, open_network, pair_up
 from scaledyolo.bench.run import Options, _heats, bench
 from scaledyolo.cli import main
-from scaledyolo.cli.bench import listed, sides
+from scaledyolo.cli.bench import listed
+from scaledyolo.cli.options import sides_in_word
 from scaledyolo.detector import Detector
 from scaledyolo.errors import ScaledYoloError, SpecError, UsageError
 from scaledyolo.model import load_graph
@@ -34,11 +35,11 @@ def test_cfg_and_weights_are_one_model() -> None:
 
 def test_words_of_the_command_line() -> None:
     assert listed(("openvino,torch", "opencv")) == ("openvino", "torch", "opencv")
-    assert (sides("416"), sides("384x640")) == ((416, 416), (384, 640))
+    assert (sides_in_word("416"), sides_in_word("384x640")) == ((416, 416), (384, 640))
     assert read_precisions(("f32", "bf16", "FP32")) == ("float32", "bfloat16")
-    for wrong in ("416x", "x", "0", "-3", "big"):
+    for wrong in ("416x", "x", "0", "416x0", "-3", "big"):
         with pytest.raises(UsageError, match="like 416 or 384x640"):
-            sides(wrong)
+            sides_in_word(wrong)
 
 
 @pytest.mark.parametrize(

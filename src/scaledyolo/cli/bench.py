@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from scaledyolo.cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED
+from scaledyolo.cli.options import sides_in_word
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.bench.rows import Row
 
-EXIT_INCOMPLETE = 1
-_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 # Wide enough for every column where the output is no terminal.
 _FILE_WIDTH = 160
 
@@ -96,7 +95,7 @@ class Bench:
             Options(
                 engines=listed(self.engines),
                 precisions=listed(self.precision),
-                sizes=tuple(sides(word) for word in listed(self.sizes)),
+                sizes=tuple(sides_in_word(word) for word in listed(self.sizes)),
                 batches=self.batch,
                 device=self.device,
                 threads=self.threads,
@@ -125,18 +124,6 @@ def listed(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part for word in words for part in word.split(",") if part)
 
 
-def sides(word: str) -> tuple[int, int]:
-    """Height and width from `640` or `384x640`.
-
-    Raises:
-        UsageError: something else.
-    """
-    found = _SIZE.fullmatch(word)
-    if found is None or not int(found[1]):
-        raise UsageError(f"--sizes takes sides or HEIGHTxWIDTH in pixels, like 416 or 384x640, got {word!r}")
-    return int(found[1]), int(found[2] or found[1])
-
-
 def _print(rows: list[Row]) -> None:
     import sys
 
@@ -150,8 +137,6 @@ def _print(rows: list[Row]) -> None:
 def _stopped(measured: bool) -> int:
     """Say that somebody stopped it, and what that means for the figures; returns the exit code."""
     import sys
-
-    from scaledyolo.cli import EXIT_INTERRUPTED
 
     told = "; these are the rounds that were complete" if measured else " before a single round was complete"
     print(f"scaledyolo: interrupted{told}", file=sys.stderr)

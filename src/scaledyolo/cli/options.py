@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
+
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
 
 def model_source(words: Sequence[str], *, download: bool = False) -> str | tuple[str, str]:
@@ -46,6 +49,18 @@ def sides(size: Sequence[int]) -> tuple[int, int] | None:
     if len(size) > 2 or min(size) < 1:
         raise UsageError(f"--size takes one side or height and width in pixels, got {' '.join(map(str, size))}")
     return size[0], size[-1]
+
+
+def sides_in_word(word: str) -> tuple[int, int]:
+    """Height and width from one of several sizes, `--sizes 640 384x640`; see `sides` for options that take one size.
+
+    Raises:
+        UsageError: something else.
+    """
+    found = _SIZE.fullmatch(word)
+    if found is None or not int(found[1]) or not int(found[2] or found[1]):
+        raise UsageError(f"--sizes takes sides or HEIGHTxWIDTH in pixels, like 416 or 384x640, got {word!r}")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def sized(spec: ModelSpec, size: int | None) -> ModelSpec:

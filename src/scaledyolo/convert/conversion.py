@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.subnet import cut_graph
 from scaledyolo.arch.zoo import ALIASES, ZOO, find
 from scaledyolo.checkpoint import Checkpoint, load_checkpoint, load_description, save_checkpoint
-from scaledyolo.classes import category_ids_of, default_names, read_names
+from scaledyolo.classes import category_ids_of, default_names, given_names
 from scaledyolo.convert.conversion_report import ConversionReport, LayerMatch, darknet_places, foreign_sources
 from scaledyolo.convert.conversion_request import Options, check_request
 from scaledyolo.convert.darknet import checkpoint_of, from_darknet, read_pair, sha256
@@ -110,7 +110,7 @@ def _read_darknet_by_name(weights: Path, cfg: Path, options: Options) -> _Source
         spec = replace(spec, decoding=options.decoding, scale_xy=spec.scale_xy if options.decoding == "exp" else ())
     checkpoint = from_darknet(spec, weights)
     if options.names is not None:
-        given = _given_names(options.names)
+        given = given_names(options.names)
         checkpoint = replace(checkpoint, class_names=given, category_ids=category_ids_of(given))
     model = read_cfg(write_cfg(checkpoint.graph))
     places = darknet_places(model.graph, model, int(checkpoint.provenance["darknet_header_bytes"]))
@@ -124,7 +124,7 @@ def _read_torch(source: Path, options: Options) -> _Source:
     model = read_foreign(foreign, cfg=options.cfg, network=options.network, decoding=options.decoding)
     graph = model.graph
     if options.names is not None:
-        names = _given_names(options.names)
+        names = given_names(options.names)
     else:
         names = model.class_names or default_names(graph.num_classes)
     checkpoint = Checkpoint(
@@ -180,10 +180,6 @@ _READERS: Mapping[str, Callable[[Path, Options], _Source]] = {
     ".pth": _read_torch,
     ".safetensors": _read_checkpoint,
 }
-
-
-def _given_names(names: PathLike | Sequence[str]) -> tuple[str, ...]:
-    return read_names(Path(names)) if isinstance(names, (str, os.PathLike)) else tuple(names)
 
 
 def _cut(read: _Source, subnet: str) -> _Source:

@@ -13,7 +13,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.ops import Decoding
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.checkpoint import Checkpoint
-from scaledyolo.classes import category_ids_of, default_category_ids, default_names, read_names
+from scaledyolo.classes import category_ids_of, default_category_ids, default_names, given_names, read_names
 from scaledyolo.convert.darknet_cfg import DarknetModel, read_cfg
 from scaledyolo.convert.darknet_weights import DarknetWeights, read_weights
 from scaledyolo.convert.recognise import as_logits, recognise, rename
@@ -108,9 +108,7 @@ def class_names(num_classes: int, names: PathLike | Sequence[str] | None, *, bes
         own = beside.with_suffix(".names")
         found = read_names(own) if own.is_file() else ()
         return found if len(found) == num_classes else default_names(num_classes)
-    if isinstance(names, (str, os.PathLike)):
-        return read_names(Path(names))
-    return tuple(names)
+    return given_names(names)
 
 
 def provenance(weights: DarknetWeights, files: Mapping[str, Path], graph: Graph) -> dict[str, str]:
