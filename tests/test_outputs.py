@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from scaledyolo.errors import OutputError, SourceError, UsageError
 from scaledyolo.outputs import FORMATS, Annotator, RunOptions, RunWriter, create_run_folder
 from scaledyolo.outputs.files import GrowingFile, OutputNames, safe_name, write_whole
+from scaledyolo.outputs.media import VideoEncoder
 from scaledyolo.outputs.text import CocoResults
 from scaledyolo.sources import Frame, open_source, read_image
 
@@ -252,6 +253,21 @@ def test_yolo_labels_are_what_supervision_loads(tmp_path: Path) -> None:
 def test_yolo_values_are_clipped_and_have_the_confidence(tmp_path: Path) -> None:
     folder = run(tmp_path, ("yolo",), (make_frame(), make_detections((-6, -4, 90, 20))))
     assert (folder / "labels" / "a.txt").read_text() == "0 0.500000 0.250000 1.000000 0.500000 0.900000\n"
+
+
+def test_a_size_that_the_encoder_refuses_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"a\.mp4 cannot be written: the encoder \w+ refuses 20000 x 20000 pixels"):
+        VideoEncoder(tmp_path / "a.mp4", (19_999, 20_000), 25.0)
+    assert not list(tmp_path.iterdir())
+    open_files = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [path for path in open_files if path.startswith(str(tmp_path))]
+
+
+def test_an_ffmpeg_without_encoders_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(av, "codecs_available", {"mp3"})
+    with pytest.raises(OutputError, match="has none of libx264, mpeg4"):
+        VideoEncoder(tmp_path / "a.mp4", (40, 60), 25.0)
+    assert not list(tmp_path.iterdir())
 
 
 # Interrupts and full disks ------------------------------------------------------------------------------------------

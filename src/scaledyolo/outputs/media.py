@@ -20,6 +20,7 @@ from scaledyolo.outputs.text import frame_place
 from scaledyolo.sources.frame import Frame
 
 if TYPE_CHECKING:
+    from av.video.stream import VideoStream
     from supervision import Detections
 
 _JPEG_QUALITY = 92
@@ -152,17 +153,35 @@ class VideoEncoder:
             # Without flush_packets, FFmpeg keeps even complete fragments in its own buffer.
             options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
             self._container = av.open(str(path.absolute()), "w", format="mp4", options=options)
-        codec = next(name for name in _VIDEO_CODECS if name in av.codecs_available)
+            try:
+                # Chroma is stored for 2 x 2 pixels, so sides must be even; of an odd one the edge is repeated.
+                self._stream = self._add_stream(height + height % 2, width + width % 2)
+            except BaseException:
+                self._container.close()
+                path.unlink()
+                raise
+
+    def _add_stream(self, height: int, width: int) -> VideoStream:
+        """The picture stream, its encoder open: what that refuses, it refuses here and not at the first frame."""
+        import av
+
+        codec = next((name for name in _VIDEO_CODECS if name in av.codecs_available), None)
+        if codec is None:
+            raise OutputError(f"{self.path} cannot be written: this FFmpeg has none of {', '.join(_VIDEO_CODECS)}")
         stream = self._container.add_stream(codec, rate=self._fps)
         assert isinstance(stream, av.VideoStream)
-        self._stream = stream
-        # Chroma is stored for 2 x 2 pixels, so sides must be even; an odd one is extended by a copy of the edge.
-        self._stream.width, self._stream.height = width + width % 2, height + height % 2
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = Fraction(1, _CLOCK)
-        self._stream.codec_context.gop_size = max(1, round(float(self._fps)))
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, _CLOCK)
+        stream.codec_context.gop_size = max(1, round(float(self._fps)))
         if codec == "libx264":
-            self._stream.options = {"preset": "veryfast", "crf": "20"}
+            stream.options = {"preset": "veryfast", "crf": "20"}
+        try:
+            stream.codec_context.open()
+        except av.error.FFmpegError as error:
+            reason = f"the encoder {codec} refuses {width} x {height} pixels ({error.strerror or error})"
+            raise OutputError(f"{self.path} cannot be written: {reason}") from error
+        return stream
 
     def add(self, image: np.ndarray, timestamp: float | None) -> None:
         """Append an H x W x 3 uint8 RGB picture at its time in seconds, or one frame after the last one."""
