@@ -74,7 +74,7 @@ def found_in(folder: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def test_detect_writes_every_format_and_never_over_an_earlier_run(folder):
-    formats = ("media", "jsonl", "csv", "coco", "yolo", "crops")
+    formats = ("media", "jsonl", "csv", "coco", "yolo", "yolo-conf", "crops")
     first = detect("a.png", "--save", *formats, cwd=folder)
     assert (first.returncode, first.stderr) == (0, "")
     assert "1 image, 3 objects" in first.stdout
@@ -85,7 +85,8 @@ def test_detect_writes_every_format_and_never_over_an_earlier_run(folder):
     assert len((run / "detections.csv").read_text().splitlines()) == 4
     results = json.loads((run / "coco_results.json").read_text())
     assert sorted(item["bbox"] for item in results) == sorted([b[0], b[1], 8, 8] for b in BOXES.values())
-    assert len((run / "labels" / "a.txt").read_text().splitlines()) == 3
+    for labels, columns in (("labels", 5), ("labels-with-confidence", 6)):
+        assert [len(row.split()) for row in (run / labels / "a.txt").read_text().splitlines()] == [columns] * 3
     with Image.open(run / "annotated" / "a.png") as drawn:
         assert drawn.size == (64, 64)
     assert {path.parent.name for path in (run / "crops").rglob("*.png")} == set(BOXES)

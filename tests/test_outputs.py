@@ -24,6 +24,7 @@ import supervision as sv
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scaledyolo.data.formats import open_dataset
 from scaledyolo.errors import OutputError, SourceError, UsageError
 from scaledyolo.outputs import FORMATS, Annotator, RunOptions, RunWriter, create_run_folder
 from scaledyolo.outputs.files import GrowingFile, OutputNames, safe_name, write_whole
@@ -238,7 +239,7 @@ def test_coco_class_without_category(tmp_path: Path) -> None:
 def test_yolo_labels_are_what_supervision_loads(tmp_path: Path) -> None:
     inside = make_detections((1.5, 2, 31, 22.5), (30, 10, 60, 40))
     frames = [(make_frame("sub/a.jpg"), inside), (make_frame("b.jpg"), NONE)]
-    folder = run(tmp_path, ("yolo",), *frames, yolo_confidence=False)
+    folder = run(tmp_path, ("yolo",), *frames)
     assert (folder / "labels" / "b.txt").read_bytes() == b""
     images = tmp_path / "images"
     images.mkdir()
@@ -250,9 +251,25 @@ def test_yolo_labels_are_what_supervision_loads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(annotations.class_id, [0, 1])
 
 
-def test_yolo_values_are_clipped_and_have_the_confidence(tmp_path: Path) -> None:
-    folder = run(tmp_path, ("yolo",), (make_frame(), make_detections((-6, -4, 90, 20))))
-    assert (folder / "labels" / "a.txt").read_text() == "0 0.500000 0.250000 1.000000 0.500000 0.900000\n"
+def test_yolo_values_are_clipped_and_have_the_confidence_where_asked_for(tmp_path: Path) -> None:
+    folder = run(tmp_path, ("yolo", "yolo-conf"), (make_frame(), make_detections((-6, -4, 90, 20))))
+    row = "0 0.500000 0.250000 1.000000 0.500000"
+    assert (folder / "labels" / "a.txt").read_text() == f"{row}\n"
+    assert (folder / "labels-with-confidence" / "a.txt").read_text() == f"{row} 0.900000\n"
+
+
+def test_yolo_labels_can_be_trained_on(tmp_path: Path) -> None:
+    """Every row is read back by the strict reader, also where a detection lies on or beyond the border."""
+    found = make_detections((1.5, 2, 31, 22.5), (-9, -9, 5, 5), (50, 30, 60, 40), (60, 10, 70, 20), (3, 3, 3, 9))
+    folder = run(tmp_path, ("yolo",), (make_frame("a.jpg"), found), (make_frame("b.jpg"), NONE))
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(folder / "images" / name), np.zeros((40, 60, 3), np.uint8))
+    (folder / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    dataset = open_dataset(folder / "data.yaml", bad="fail")
+    assert len(dataset) == 2
+    expected = [[1.5, 2, 31, 22.5], [0, 0, 5, 5], [50, 30, 60, 40]]
+    np.testing.assert_allclose(dataset.annotations.boxes_xyxy, expected, atol=1e-3)
 
 
 def test_a_size_that_the_encoder_refuses_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from scaledyolo.cli import EXIT_INCOMPLETE
 from scaledyolo.cli.options import model_source, sides
 from scaledyolo.cli.progress import progress_bar
 from scaledyolo.default_model import DEFAULT
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from scaledyolo.outputs import RunWriter
     from scaledyolo.sources import FrameSource
 
-EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
 SHOWN_FAILURES = 20
 WORTH_SAYING = 1.0  # seconds until the first image
 SMALLEST_TILE = 32  # pixels; below, an image falls into more tiles than it has objects
@@ -73,7 +73,8 @@ class Detect:
     tile: int = 0
     """Detect in overlapping tiles of this many pixels a side, for large images with small objects; 0: whole image."""
     save: tuple[str, ...] = ("media", "jsonl")
-    """What to write: media (pictures and videos), jsonl, csv, coco, yolo, crops; `--save none` writes nothing."""
+    """What to write: media (pictures and videos), jsonl, csv, coco, yolo (labels to train on), yolo-conf (the same with
+    the confidence as a sixth column), crops; `--save none` writes nothing."""
     out: Path = Path("runs")
     """Folder of all runs; each makes a new folder below."""
     recursive: bool = True

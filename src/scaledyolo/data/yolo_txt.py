@@ -236,7 +236,7 @@ def _read_row(
     if len(columns) != 5 and not polygon:
         reason = f"expected 5 columns (class cx cy w h) or a polygon, found {len(columns)}"
         if len(columns) == _WITH_SCORE:
-            reason += "; is the last one the score of a detector? Then take it away"
+            reason += "; is the last one the score of a detector? Then take it away (`detect --save yolo` writes none)"
         elif len(columns) == 1 and len(columns[0].split(",")) > 1:
             reason += "; put spaces in place of the commas"
         report.add("column-count", path, number, reason)

@@ -27,7 +27,6 @@ class RunOptions:
 
     category_ids: Mapping[int, int] | None = None  # coco: category id of the data set for each class of the model
     image_ids: Mapping[str, int] | None = None  # coco: image id by file name
-    yolo_confidence: bool = True  # yolo: append the confidence to every line
 
 
 FORMATS: Mapping[str, Callable[[Path, RunOptions], Writer]] = {
@@ -35,7 +34,8 @@ FORMATS: Mapping[str, Callable[[Path, RunOptions], Writer]] = {
     "jsonl": lambda folder, options: JsonLines(folder),
     "csv": lambda folder, options: Csv(folder),
     "coco": lambda folder, options: CocoResults(folder, category_ids=options.category_ids, image_ids=options.image_ids),
-    "yolo": lambda folder, options: YoloText(folder, with_confidence=options.yolo_confidence),
+    "yolo": lambda folder, options: YoloText(folder),
+    "yolo-conf": lambda folder, options: YoloText(folder, with_confidence=True),
     "crops": lambda folder, options: Crops(folder),
 }
 

@@ -173,11 +173,14 @@ class CocoResults:
 
 class YoloText:
     """``labels/``: one text file an image, one line a detection: class, centre x, centre y, width, height as
-    fractions of the image, and the confidence if asked for. An image without detections has an empty file.
+    fractions of the image. An image without detections has an empty file.
+
+    These are labels to train on, so what has no area inside the image is left out. With confidence, a sixth column
+    that no training reads, the files lie in ``labels-with-confidence/``.
     """
 
-    def __init__(self, folder: Path, *, with_confidence: bool = True) -> None:
-        self._folder = folder / "labels"
+    def __init__(self, folder: Path, *, with_confidence: bool = False) -> None:
+        self._folder = folder / ("labels-with-confidence" if with_confidence else "labels")
         self._with_confidence = with_confidence
 
     def write(self, frame: Frame, detections: Detections, place: PurePosixPath) -> None:
@@ -186,6 +189,8 @@ class YoloText:
         for record in records_of(detections):
             inside = clip_xyxy(np.array(record.xyxy), height, width)
             values = normalise(xyxy_to_cxcywh(inside), height, width).tolist()
+            if min(values[2:]) < 0.1**_LABEL_DECIMALS:
+                continue
             if self._with_confidence:
                 values.append(record.confidence)
             lines.append(" ".join([str(record.class_id), *(f"{value:.{_LABEL_DECIMALS}f}" for value in values)]))
