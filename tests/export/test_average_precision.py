@@ -58,7 +58,7 @@ def test_what_the_artefact_misses_costs_it_ap(colours, painted_set: Path, tmp_pa
     weights = {name: value.copy() for name, value in colours.checkpoint.weights.items()}
     weights["cells.bias"][7] = -100
     path = export(replace(colours.checkpoint, weights=weights), tmp_path / "blind.onnx", nms=nms, verified=False).path
-    report = verify(path, colours.checkpoint, data=open_dataset(painted_set, "val"))
+    report = verify(path, colours.checkpoint, data=open_dataset(painted_set, "val"), mark=False)
     assert not report.passed
     for check in report.checks:
         assert check.ap is not None
