@@ -112,6 +112,41 @@ def test_cut_video_yields_what_is_there_and_says_so(tmp_path: Path) -> None:
     assert "damaged or cut off after" in str(frames[-1].error)
 
 
+def test_a_video_of_more_pixels_than_allowed_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", num_frames=3)
+    refused = r"a\.mp4 has 64 x 48 pixels, more than the limit of 0.003071 million; scale it down or raise max_pixels"
+    for make in (VideoFile, open_source):
+        with pytest.raises(SourceError, match=refused):
+            make(path, max_pixels=64 * 48 - 1)
+        assert len(list(make(path, max_pixels=64 * 48))) == 3
+    (frame,) = open_source(tmp_path, max_pixels=64 * 48 - 1)  # one of many is a frame with an error
+    assert "has 64 x 48 pixels" in str(frame.error)
+
+
+@pytest.mark.parametrize(("height", "width"), [(49, 63), (18, 18)])
+def test_sides_that_are_no_whole_blocks_fit_their_own_limit(tmp_path: Path, height: int, width: int) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "a.mkv"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (width, height))
+    for _ in range(3):
+        writer.write(np.zeros((height, width, 3), np.uint8))
+    writer.release()
+    frames = list(VideoFile(tmp_path / "a.mkv", max_pixels=height * width))
+    assert [frame.error for frame in frames] == [None] * len(frames)
+    assert len(frames) == 3
+
+
+@pytest.mark.parametrize(("grown", "reason"), [(200, "more than 0.01 million pixels"), (2000, "")])
+def test_pictures_that_grow_beyond_the_limit_are_left_out(tmp_path: Path, grown: int, reason: str) -> None:
+    pictures = [np.zeros((side, side, 3), np.uint8) for side in (16, 16, grown)]
+    (tmp_path / "a.mjpeg").write_bytes(b"".join(cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures))
+    assert [frame.image.shape[0] for frame in VideoFile(tmp_path / "a.mjpeg") if frame.image is not None] == [
+        *(16, 16, grown)
+    ]
+    *good, last = VideoFile(tmp_path / "a.mjpeg", max_pixels=10_000)
+    assert [frame.image.shape[0] for frame in good if frame.image is not None] == [16, 16]
+    assert "1 packet(s) failed" in str(last.error)
+    assert reason in str(last.error)
+
+
 def test_sound_is_no_video(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=8000)

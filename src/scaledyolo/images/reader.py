@@ -110,12 +110,13 @@ def require_image(head: bytes, name: str) -> None:
         raise SourceError(f"{name} is not an image that can be read; it looks like {describe_foreign(head)}")
 
 
-def require_size(width: int, height: int, name: str, max_pixels: int) -> None:
+def require_size(
+    width: int, height: int, name: str, max_pixels: int, advice: str = "cut it into tiles or raise max_pixels"
+) -> None:
     """Raise SourceError where a picture has more than ``max_pixels``."""
     if width * height > max_pixels:
         raise SourceError(
-            f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million;"
-            " cut it into tiles or raise max_pixels"
+            f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:g} million; {advice}"
         )
 
 

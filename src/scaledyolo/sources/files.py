@@ -77,7 +77,7 @@ class FileSource(BaseSource):
             try:
                 if is_url(entry.source):
                     require_known_scheme(entry.source)
-                for frame in VideoFile(entry.source, relative=entry.relative):
+                for frame in VideoFile(entry.source, relative=entry.relative, max_pixels=self.max_pixels):
                     yield made(frame)
             except SourceError as error:
                 yield made(_unreadable(entry, error))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from scaledyolo.errors import SourceError
+from scaledyolo.images import MAX_PIXELS
 from scaledyolo.sources.frame import BaseSource, Frame, SourceKind
 from scaledyolo.sources.remote import relative_of_url, without_password
 from scaledyolo.sources.video import ffmpeg_reason, open_container, rate_of, rgb_of, video_stream
@@ -55,13 +56,13 @@ class Feed(Protocol):
 class NetworkFeed:
     """A stream that FFmpeg understands: RTSP, RTMP, SRT, HTTP (MJPEG, HLS, ...)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, max_pixels: int = MAX_PIXELS) -> None:
         self.name = without_password(url)
         # Over UDP, RTSP cameras lose packets and show smeared pictures; over TCP they do not.
         options = {"rtsp_transport": "tcp"} if url.lower().startswith("rtsp") else {}
         self._container = open_container(url, self.name, options)
         try:
-            stream = video_stream(self._container, self.name)
+            stream = video_stream(self._container, self.name, max_pixels)
         except SourceError:
             self._container.close()
             raise
@@ -156,9 +157,14 @@ class LiveStream(BaseSource):
         self._readers: list[_Reader] = []
 
     @classmethod
-    def from_url(cls, url: str, *, reconnect: Reconnect | None = None) -> LiveStream:
-        """Stream of a URL."""
-        return cls(without_password(url), lambda: NetworkFeed(url), relative=relative_of_url(url), reconnect=reconnect)
+    def from_url(cls, url: str, *, reconnect: Reconnect | None = None, max_pixels: int = MAX_PIXELS) -> LiveStream:
+        """Stream of a URL; one with pictures of more than ``max_pixels`` is refused when it is opened."""
+        return cls(
+            without_password(url),
+            lambda: NetworkFeed(url, max_pixels=max_pixels),
+            relative=relative_of_url(url),
+            reconnect=reconnect,
+        )
 
     @classmethod
     def from_camera(cls, index: int, *, reconnect: Reconnect | None = None) -> LiveStream:

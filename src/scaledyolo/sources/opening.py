@@ -45,7 +45,7 @@ def open_source(
     Args:
         source: the argument.
         recursive: whether a folder includes its subfolders.
-        max_pixels: refuse larger images.
+        max_pixels: refuse larger images and pictures of videos and streams; cameras give what they were made for.
         reconnect: whether and how live streams are opened again; by default they are not.
 
     Raises:
@@ -97,8 +97,8 @@ def _open_url(url: str, max_pixels: int, reconnect: Reconnect | None) -> FrameSo
     if web and url_suffix(url) in IMAGE_SUFFIXES:
         return FileSource([Entry(url, relative_of_url(url))], kind="image", max_pixels=max_pixels)
     if web and url_suffix(url) in VIDEO_SUFFIXES - {".mjpg", ".mjpeg"}:  # these two are what web cameras end in
-        return VideoFile(url)
-    return LiveStream.from_url(url, reconnect=reconnect)
+        return VideoFile(url, max_pixels=max_pixels)
+    return LiveStream.from_url(url, reconnect=reconnect, max_pixels=max_pixels)
 
 
 def _open_path(path: Path, *, recursive: bool, max_pixels: int) -> FrameSource:
@@ -112,7 +112,7 @@ def _open_path(path: Path, *, recursive: bool, max_pixels: int) -> FrameSource:
         return FileSource(list_lines(content, name=printable(path), folder=path.parent), max_pixels=max_pixels)
     if is_single_image(path):
         return FileSource([Entry(os.fspath(path), PurePosixPath(path.name))], kind="image", max_pixels=max_pixels)
-    return VideoFile(path)
+    return VideoFile(path, max_pixels=max_pixels)
 
 
 def _exists(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaledyolo.errors import SourceError
-from scaledyolo.images import printable, reason_of
+from scaledyolo.images import MAX_PIXELS, printable, reason_of, require_size
 from scaledyolo.sources.frame import BaseSource, Frame, SourceKind
 from scaledyolo.sources.remote import is_url, relative_of_url, without_password
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 # Seconds without data after which a network connection counts as dead; no effect on local files.
 NETWORK_TIMEOUT_SECONDS = 10.0
+_LARGEST_BLOCK = 128  # pixels that a codec may add to a side: the superblocks of AV1
+_HARMLESS_PIXELS = (
+    1 << 20
+)  # that a decoder may allocate in any case; some need tens of thousands for the smallest video
 
 
 class VideoFile(BaseSource):
@@ -32,15 +36,22 @@ class VideoFile(BaseSource):
 
     kind: SourceKind = "video"
 
-    def __init__(self, source: str | os.PathLike[str], *, relative: PurePosixPath | None = None) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        relative: PurePosixPath | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
         """Open nothing yet but check that the file can be opened and holds a video.
 
         Args:
             source: path, or http(s) URL.
             relative: where outputs put its results; by default its name.
+            max_pixels: refuse larger pictures.
 
         Raises:
-            SourceError: the file is missing, is no video, or cannot be read.
+            SourceError: the file is missing, is no video, too large, or cannot be read.
         """
         self.location = os.fspath(source)
         remote = is_url(self.location)
@@ -48,8 +59,9 @@ class VideoFile(BaseSource):
         self.name = printable(self.source)
         default = relative_of_url(self.location) if remote else PurePosixPath(Path(source).name)
         self.relative = relative or default
+        self.max_pixels = max_pixels
         with open_container(self.location, self.name) as container:
-            stream = video_stream(container, self.name)
+            stream = video_stream(container, self.name, max_pixels)
             self.fps = rate_of(stream)
             self._num_frames = _expected_frames(container, stream, self.fps)
 
@@ -67,9 +79,12 @@ class VideoFile(BaseSource):
         count, first_time = 0, None
         damage = _Damage()
         with open_container(self.location, self.name) as container:
-            stream = video_stream(container, self.name)
+            stream = video_stream(container, self.name, self.max_pixels)
             stream.thread_type = "AUTO"
             for picture in _decode(container, stream, damage):
+                if picture.width * picture.height > self.max_pixels:
+                    damage.add(SourceError(f"more than {self.max_pixels / 1e6:g} million pixels"))
+                    continue
                 time = picture.time
                 first_time = time if first_time is None else first_time
                 yield Frame(
@@ -132,12 +147,22 @@ def open_container(location: str, name: str, options: dict[str, str] | None = No
         raise SourceError(f"{name} cannot be read as video: {ffmpeg_reason(error)}") from error
 
 
-def video_stream(container: InputContainer, name: str) -> VideoStream:
-    """The first moving picture of a container (cover art of music does not count); raises SourceError without one."""
+def video_stream(container: InputContainer, name: str, max_pixels: int = MAX_PIXELS) -> VideoStream:
+    """The first moving picture of a container (cover art of music does not count).
+
+    Raises:
+        SourceError: there is none, or its pictures have more than ``max_pixels``.
+    """
     from av.stream import Disposition
 
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
+            require_size(stream.width, stream.height, name, max_pixels, "scale it down or raise max_pixels")
+            # Pictures may grow later: then the decoder refuses, before it allocates. It counts whole blocks and its own
+            # smallest buffers.
+            blocks = (stream.width + _LARGEST_BLOCK) * (stream.height + _LARGEST_BLOCK)
+            limit = max(max_pixels, blocks, _HARMLESS_PIXELS)
+            stream.codec_context.options = {**stream.codec_context.options, "max_pixels": str(limit)}
             return stream
     raise SourceError(f"{name} holds no video, only {', '.join({s.type for s in container.streams}) or 'nothing'}")
 
