@@ -197,21 +197,22 @@ def test_eval_tells_class_ids_that_are_off_by_one_from_boxes_that_are_not_there(
     assert "detections lie on no object" in scaledyolo(*EVAL, cwd=folder).stdout
 
 
+def processor_seconds_of_children() -> float:
+    """What ended processes took of a processor, however busy the machine was with others."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 @pytest.mark.parametrize("kind", ["zoo", "yaml", "json", "cfg", "safetensors"])
 def test_describe_prints_the_figures_of_every_kind_of_network_at_once(folder, kind):
     spec = ZOO["yolov4-tiny"].to_dict()
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec))
     (folder / "spec.json").write_text(json.dumps(spec))
     name = {"zoo": "yolov4-tiny", "yaml": "spec.yaml", "json": "spec.json"}.get(kind, f"model.{kind}")
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        done = scaledyolo("describe", name, "--json", cwd=folder)
-        seconds.append(time.perf_counter() - start)
-        assert (done.returncode, done.stderr) == (0, "")
-        if seconds[-1] < 0.5:
-            break
-    assert min(seconds) < 0.5
+    before = processor_seconds_of_children()
+    done = scaledyolo("describe", name, "--json", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert processor_seconds_of_children() - before < 1  # a third of it is usual; importing torch alone takes more
     figures = json.loads(done.stdout)
     if name.startswith("model"):
         expected = {"params": 8 * 3 * 64 + 8, "macs": 8 * 3 * 64 * 64, "boxes": 64, "strides": [8], "num_classes": 3}
