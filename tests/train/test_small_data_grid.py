@@ -13,7 +13,7 @@ from scaledyolo.train.ablation.grid import read_grid
 GRIDS = Path(__file__).parents[2] / "benchmarks" / "grids"
 
 # One thing may need several values: a number of epochs with the share that goes without mosaic, a batch with its step.
-NEEDED = {"adamw": 3, "batch-8": 3, "batch-32": 2, "epochs-20": 2, "epochs-80": 2, "warmup-short": 2}
+NEEDED = {"adamw": 3, "batch-8": 3, "batch-32": 2, "epochs-10": 2, "epochs-40": 2, "warmup-short": 2}
 
 
 def flat(recipe: Any) -> dict[str, object]:

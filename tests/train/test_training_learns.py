@@ -98,11 +98,15 @@ def test_a_run_leaves_a_table_a_manifest_and_tensorboard_files(world: Any, capsy
 
 
 def test_half_precision_learns_too_and_nothing_but_the_run_speaks(world: Any) -> None:
-    """In a process of its own, since libraries speak once: a line for each epoch and one at the end."""
+    """In a process of its own, since libraries speak once: what is trained on what, epochs, the end."""
     done = world.run(*world.arguments(world.short_recipe(6), "--precision", "bf16", "--device", "cpu"))
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stderr.splitlines()] == ["epoch"] * 6 + ["6"]
-    assert len(done.stdout.splitlines()) == 1
+    network, data, warning, *rest = done.stderr.splitlines()
+    assert network.startswith("narrow ")
+    assert data.startswith("8 images with 17 boxes to learn from")
+    assert warning.startswith("warning: 8 of the 8 images to choose by are also learnt from")
+    assert [line.split()[0] for line in rest] == ["epoch"] * 6 + ["6"]
+    assert ["best.safetensors" in line for line in done.stdout.splitlines()] == [True] * 3  # it, and what to do with it
     first, *_, last = rows(world.folder / "runs" / "train")
     assert float(last["box"]) < 0.95 * float(first["box"])
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scaledyolo.arch.lower import lower
@@ -50,6 +53,15 @@ def test_the_estimate_is_near_what_a_run_takes(world: Any) -> None:
     assert found is not None
     estimate = training_bytes(lower(find("yolov4-tiny").with_classes(3)), 192, 192, 8, "32")
     assert 0.4 * estimate < float(found[1]) * 2**30 < 1.02 * estimate
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the others have no /proc")
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
+    """What getrusage tells survives exec: a large program that starts a training would be counted as part of it."""
+    large = np.ones(1 << 30, np.uint8)
+    script = "from scaledyolo.train.machine import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 50 << 20 < int(done.stdout) < large.nbytes
 
 
 def test_memory_makes_the_batch_of_a_run_smaller(world: Any) -> None:
