@@ -10,31 +10,16 @@ import pytest
 
 from scaledyolo.arch.cost import cost
 from scaledyolo.arch.lower import lower
-from scaledyolo.arch.scaling import tiny_scaled
 from scaledyolo.arch.zoo import find
 from scaledyolo.cli import main
 from scaledyolo.cli.anchors import write_spec
-from scaledyolo.design import calibrate, candidates, device
+from scaledyolo.design import candidates
 from scaledyolo.design.candidates import Range, enumerate_candidates
 from scaledyolo.design.device import EngineDevice
 from scaledyolo.errors import UsageError
 from scaledyolo.model import load_spec
 
 SMALL = ("--base", "small.yaml", "--size-range", "128", "160", "--activation", "leaky", "--threads", "1")
-
-
-@pytest.fixture
-def hurried(monkeypatch, tmp_path):
-    """A folder with a small network to scale, a calibration of four, short measurements, and a cache of its own."""
-    monkeypatch.setenv("SCALEDYOLO_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    write_spec(tmp_path / "small.yaml", tiny_scaled(find("yolov4-tiny-3l"), growth=8, name="small"))
-    few = enumerate_candidates(Range(base="tiny", least=256, most=256, growths=(8,)))
-    chosen = [(one, index % 4 == 3) for index, one in enumerate(few)]
-    monkeypatch.setattr(calibrate, "calibration", lambda: chosen)
-    monkeypatch.setattr(device, "_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(device, "_ROUNDS", 3)
-    return tmp_path
 
 
 def test_a_network_is_found_written_drawn_and_found_again(hurried, capsys):

@@ -58,14 +58,20 @@ def test_a_changed_file_is_noticed(alone: Path, capsys: pytest.CaptureFixture[st
     assert "CHANGED since it was verified" in capsys.readouterr().out
 
 
-def test_a_weight_that_changed_is_noticed_by_the_digest(small_model: Checkpoint, tmp_path: Path) -> None:
-    path = export(small_model, tmp_path / "a.onnx").path
+def put_into_first_weight(path: Path, value: np.float32) -> None:
+    """Change one number of an exported network, and nothing else."""
     model = onnx.load(path)
     tensor = next(item for item in model.graph.initializer if item.name == "deep.weight")
     values = onnx.numpy_helper.to_array(tensor).copy()
-    values.flat[0] = np.nextafter(values.flat[0], np.float32(2))
+    assert values.flat[0] != value
+    values.flat[0] = value
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, path)
+
+
+def test_a_weight_that_changed_is_noticed_by_the_digest(small_model: Checkpoint, tmp_path: Path) -> None:
+    path = export(small_model, tmp_path / "a.onnx").path
+    put_into_first_weight(path, np.nextafter(small_model.weights["deep.weight"].flat[0], np.float32(2)))
     found = recheck(path, "no model")
     assert not found.unchanged
     assert not found.nothing_speaks_against_it
@@ -90,11 +96,7 @@ def test_what_differed_then_is_no_better_now(alone: Path, capsys: pytest.Capture
 
 def test_a_network_that_computes_nonsense_fails(small_model: Checkpoint, tmp_path: Path) -> None:
     path = export(small_model, tmp_path / "a.onnx").path
-    model = onnx.load(path)
-    tensor = next(item for item in model.graph.initializer if item.name == "deep.weight")
-    values = np.full(onnx.numpy_helper.to_array(tensor).shape, np.nan, np.float32)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    onnx.save(model, path)
+    put_into_first_weight(path, np.float32(np.nan))
     found = recheck(path, "no model", engine="onnxruntime")
     assert [engine.problem for engine in found.engines] == ["its outputs are not all numbers"]
     assert "FAILS in onnxruntime" in found.summary()
