@@ -148,6 +148,10 @@ def test_darknet_is_timed_by_its_own_words(tmp_path: Path) -> None:
         (None, "is not a program that can be run; give the path of a darknet binary"),
         ("#!{python}\nprint('usage: something else')", "does not ask for images"),
         ("#!{python}\nraise SystemExit('Couldn\\'t open file: net.cfg')", "Couldn't open file: net.cfg"),
+        (
+            "#!{python}\nimport os, sys\nprint('no display', file=sys.stderr, flush=True)\nos.abort()",
+            "signal 6: no display",
+        ),
         ("#!/nowhere/python\n", "cannot be started"),
     ],
 )

@@ -89,10 +89,11 @@ class Child:
         self._complaints.seek(0)
         lines = [line.strip() for line in self._complaints.read().decode(errors="replace").splitlines()]
         last = next((line for line in reversed(lines) if line), "")
+        said = f": {last}" if last else ""
         if code < 0:
             hint = ", probably for want of memory" if code == -9 else ""
-            return CandidateError(f"its process was ended by signal {-code}{hint}")
-        return CandidateError(f"its process ended with code {code}{f': {last}' if last else ''}")
+            return CandidateError(f"its process was ended by signal {-code}{hint}{said}")
+        return CandidateError(f"its process ended with code {code}{said}")
 
     def peak_mb(self) -> float | None:
         """``VmHWM``: the most memory that was resident at a time since the program started."""
