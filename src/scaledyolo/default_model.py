@@ -41,6 +41,11 @@ def default_model_file() -> Path:
     )
 
 
+def has_default_model() -> bool:
+    """Whether :func:`default_model_file` is to be asked: this copy came with one, or the user named one."""
+    return VARIABLE in os.environ or SHIPPED_FILE.is_file()
+
+
 def stands_in_for(network: str) -> bool:
     """Whether the default model can take the place of official weights of this name that are not there."""
     return network == NETWORK and _file().is_file()

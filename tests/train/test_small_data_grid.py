@@ -24,7 +24,7 @@ def flat(recipe: Any) -> dict[str, object]:
     return values
 
 
-@pytest.mark.parametrize("name", ["small-data", "small-data-start"])
+@pytest.mark.parametrize("name", ["small-data", "small-data-start", "small-data-tune"])
 def test_every_recipe_changes_one_thing(name: str) -> None:
     if not GRIDS.is_dir():
         pytest.skip("the benchmarks are not beside the tests")

@@ -62,6 +62,35 @@ def test_the_network_follows_the_default_model_unless_one_is_named(world: Any, d
     assert (trained.spec.name, trained.spec.size) == (world.narrow_spec().name, 64)
 
 
+@pytest.mark.parametrize(
+    ("pretrained", "options", "taken"),
+    [
+        (True, (), True),
+        (True, ("--weights", "scratch"), False),
+        (False, (), False),
+        (False, ("--weights", "default"), True),
+        (True, ("--model", "table9-tinycd53s"), False),  # another network: nothing fits but by chance
+    ],
+)
+def test_a_recipe_says_where_a_training_begins(
+    pretrained: bool, options: tuple[str, ...], taken: bool, world: Any, default: Checkpoint
+) -> None:
+    recipe = replace(world.short_recipe(1), pretrained=pretrained)
+    assert main(world.arguments(recipe, "--size", "64", *options)) == 0
+    run = json.loads((world.folder / "runs" / "train" / "run.json").read_text())
+    assert (run["transfer"] is not None) == taken
+    if taken:
+        assert run["transfer"]["values_taken"] > 0.9 * run["transfer"]["values"]
+
+
+def test_a_default_model_that_was_named_and_is_missing_is_no_reason_to_train_from_scratch(
+    world: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(world.folder / "gone.safetensors"))
+    assert main(world.arguments(replace(world.short_recipe(1), pretrained=True))) == 2
+    assert "gone.safetensors: no such file" in capsys.readouterr().err
+
+
 def test_a_grid_may_start_from_the_default_model_and_knows_it_again(
     world: Any, default: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,14 +99,25 @@ def test_a_grid_may_start_from_the_default_model_and_knows_it_again(
         "name": "starts",
         "size": 64,
         "specs": {"narrow": str(world.narrow)},
-        "recipes": {"default": {"base": str(recipe), "weights": "default"}},
+        # The second begins as the first does, since its recipe says so; the third from scratch, though it does.
+        "recipes": {
+            "default": {"base": str(recipe), "weights": "default"},
+            "pretrained": {"base": str(recipe), "set": ["pretrained=true"]},
+            "scratch": {"base": str(recipe), "set": ["pretrained=true"], "weights": "scratch"},
+        },
     }
     grid = world.folder / "starts.yaml"
     grid.write_text(yaml.safe_dump(document))
     words = ["ablate", str(grid), "--data", str(world.shapes), "--test-split", "val", "--precision", "32"]
     words += ["--engine", "onnxruntime", "--out", str(world.folder / "cells")]
     assert main(words) == 0
-    taken = json.loads((world.folder / "cells" / "narrow--default--seed0" / "run.json").read_text())["transfer"]
+    transfers = [
+        json.loads((world.folder / "cells" / f"narrow--{name}--seed0" / "run.json").read_text())["transfer"]
+        for name in ("default", "pretrained", "scratch")
+    ]
+    assert transfers[0] == transfers[1]
+    assert transfers[2] is None
+    taken = transfers[0]
     assert all("head" in name for name in taken["fresh"])
     assert taken["values_taken"] > 0.9 * taken["values"]
     capsys.readouterr()

@@ -37,8 +37,9 @@ class Train:
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Values of the recipe to change, such as schedule.epochs=40."""
     weights: str | None = None
-    """Checkpoint to start from, layer by layer where it fits, or default for the model that comes with the package;
-    by default from scratch."""
+    """Checkpoint to start from, layer by layer where it fits; default: the model that comes with the package; scratch:
+    random weights. Unless given, the recipe decides: `pretrained` ones begin with default where it is the same network,
+    others from scratch."""
     epochs: int | None = None
     """Short for --set schedule.epochs=N; stages before get their share."""
     minutes: float | None = None
@@ -173,19 +174,22 @@ class Train:
         """The run that the options describe; its class count is still that of the spec."""
         from scaledyolo.cli.options import model_source
         from scaledyolo.data.plugins import load_transform
+        from scaledyolo.default_model import DEFAULT
         from scaledyolo.model import load_model
         from scaledyolo.train.manifest import Run
+        from scaledyolo.train.transfer import SCRATCH, starts_from_default
 
         if not self.data:
             raise UsageError("nothing to learn from; give --data, or --resume with the folder of a run")
         if self.transform is not None:
             load_transform(self.transform)  # whether it can be is said before a folder is made
         recipe, changes = self._recipe()
-        start = load_model(model_source((self.weights,))) if self.weights else None
-        spec = self._spec(recipe, start)
+        named = None if self.weights in (None, SCRATCH) else load_model(model_source((self.weights,)))
+        spec = self._spec(recipe, named)
+        start = load_model(DEFAULT) if self.weights is None and starts_from_default(recipe, spec) else named
         settings = self._settings(recipe)
-        # Weights that are given stand for the stages before.
-        stages = recipe.stages(*changes) if start is None else (recipe,)
+        # Weights that are named stand for the stages before.
+        stages = recipe.stages(*changes) if named is None else (recipe,)
         if self.memory is not None:
             stages = self._fit_memory(self.memory, stages, spec, settings)
         return Run(spec=spec, recipes=stages, settings=settings, data=self._source()), start
@@ -273,8 +277,8 @@ def closing_words(run: Run, folder: Path, progress: Progress) -> str:
     lines = [f"{folder}: {LAST_FILE} and {BEST_FILE} are ready, best AP in epoch {progress.best_epoch}"]
     if progress.best_fitness <= 0:
         lines.append(
-            "warning: no object of the images to choose by was found in any epoch; train longer (--epochs), begin with "
-            f"trained weights (--weights default), and ask `scaledyolo doctor --data {data}`"
+            "warning: no object of the images to choose by was found in any epoch; train longer (--epochs), and ask "
+            f"`scaledyolo doctor --data {data}`"
         )
     lines += [
         f"measure it:  scaledyolo eval {best} --data {data}{split}",

@@ -152,6 +152,9 @@ class Recipe:
     subnets: tuple[str, ...] = ()
     # Rounds weights and maps in training as OpenVINO will in 8 bits (net.rounding), for networks that lose by it; off.
     quantise_aware: bool = False
+    # Whether a training without weights of its own begins with the model that comes with the package, where that is the
+    # same network (train.transfer); published recipes train from scratch.
+    pretrained: bool = False
     continues: str = ""  # the recipe whose final checkpoint, optimiser state included, this stage starts from
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
@@ -282,6 +285,7 @@ _TINY = Recipe(
 _CUSTOM = Recipe(
     "custom",
     batch=16,  # ours: four batches to a step at the nominal batch
+    pretrained=True,
     schedule=Schedule(
         epochs=100,  # ours
         final_factor=0.1,  # v7 custom
@@ -295,6 +299,7 @@ _CUSTOM = Recipe(
 _SMALL = Recipe(
     "small",
     batch=16,
+    pretrained=True,
     # An optimiser step for every batch: at the nominal batch of 64 so few images would give too few steps.
     optimiser=Optimiser(learning_rate=0.02, nominal_batch=16),
     schedule=Schedule(epochs=60, final_factor=0.02, warmup_min_steps=60, plain_epochs=10),

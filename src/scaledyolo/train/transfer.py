@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from scaledyolo.arch.graph import Graph
+from scaledyolo.arch.lower import lower
+from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.checkpoint import Checkpoint
+from scaledyolo.default_model import DEFAULT, has_default_model
 from scaledyolo.errors import CheckpointError
+from scaledyolo.model import load_model
 from scaledyolo.net.network import Network
+from scaledyolo.train.recipe import Recipe
 
+SCRATCH = "scratch"  # in place of a checkpoint: begin with random weights
 # Of another network a few tensors fit by chance; a share of the values below this is a mistake, not a start.
 LEAST_SHARE = 0.01
+# The same network with other classes differs in its predictions alone, which are a hundredth of its values.
+SAME_NETWORK_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,26 @@ class Transfer:
 def _shortened(names: tuple[str, ...], shown: int = 6) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def starts_from_default(recipe: Recipe, spec: ModelSpec) -> bool:
+    """Whether a training for which no weights are named begins with the model that comes with the package.
+
+    It does where the recipe wants it (``pretrained``), the model is there and the network is the same but for its
+    classes.
+    """
+    if not recipe.pretrained or not has_default_model():
+        return False
+    return share_that_fits(lower(spec), load_model(DEFAULT)) >= SAME_NETWORK_SHARE
+
+
+def share_that_fits(graph: Graph, source: Checkpoint) -> float:
+    """The values of a network, from 0 to 1 of all, that a checkpoint has under the same names and shapes."""
+    shapes = graph.parameters
+    fitting = sum(
+        value.size for name, value in source.weights.items() if name in shapes and shapes[name] == value.shape
+    )
+    return fitting / max(sum(math.prod(shape) for shape in shapes.values()), 1)
 
 
 def transfer(network: Network, source: Checkpoint) -> Transfer:

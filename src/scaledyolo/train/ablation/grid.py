@@ -28,6 +28,7 @@ from scaledyolo.arch.lower import lower
 from scaledyolo.arch.ops import Activation
 from scaledyolo.arch.scaling import scaled, tiny_scaled, with_activation, with_stages
 from scaledyolo.arch.spec import ModelSpec
+from scaledyolo.default_model import DEFAULT
 from scaledyolo.errors import ScaledYoloError, UsageError
 from scaledyolo.model import load_spec
 from scaledyolo.outputs.files import safe_name
@@ -35,6 +36,7 @@ from scaledyolo.strict import from_mapping
 from scaledyolo.train.prepare import spec_for_training
 from scaledyolo.train.recipe import Recipe, recipe_named
 from scaledyolo.train.sandwich import Sandwich
+from scaledyolo.train.transfer import SCRATCH, starts_from_default
 
 T = TypeVar("T")
 
@@ -75,7 +77,8 @@ class RecipeChoice:
 
     base: str = "small"  # name or file
     set: tuple[str, ...] = ()  # values to change, such as schedule.epochs=40
-    weights: str | None = None  # checkpoint to start from; by default from scratch
+    # Checkpoint to start from, or scratch; unless given, the recipe decides (`pretrained`), as in `scaledyolo train`.
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,10 @@ class Grid:
             for recipe_name, recipes in stages.items():
                 where = f"{self.path}: cell {spec_name} x {recipe_name}"
                 choice = self.recipes[recipe_name]
-                weights = None if choice.weights is None else Path(_beside(choice.weights, self.folder))
                 size = self.specs[spec_name].size or self.head.size
                 trained = _said_where(where, partial(_trainable, spec.with_classes(num_classes), recipes, size))
                 trained = replace(trained, name=spec_name)
+                weights = self._weights(choice, trained, recipes[-1])
                 cells += [Cell(spec_name, recipe_name, seed, trained, recipes, weights) for seed in self.head.seeds]
         return tuple(cells)
 
@@ -165,9 +168,14 @@ class Grid:
 
         def build() -> tuple[Recipe, ...]:
             recipe = recipe_named(_beside(choice.base, self.folder)).replace(*changes)
-            return recipe.stages(*changes) if choice.weights is None else (recipe,)
+            return recipe.stages(*changes) if choice.weights in (None, SCRATCH) else (recipe,)
 
         return _said_where(f"{self.path}: recipe {name}", build)
+
+    def _weights(self, choice: RecipeChoice, spec: ModelSpec, recipe: Recipe) -> Path | None:
+        if choice.weights is None:
+            return Path(DEFAULT) if starts_from_default(recipe, spec) else None
+        return None if choice.weights == SCRATCH else Path(_beside(choice.weights, self.folder))
 
 
 def read_grid(path: Path) -> Grid:
