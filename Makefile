@@ -35,6 +35,8 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy scripts
+	$(BIN)/mypy benchmarks
 
 layers: $(VENV)/.dev
 	$(BIN)/lint-imports

@@ -78,8 +78,8 @@ def main() -> None:
         print(f"{name:32s} {1 / clock:8.0f} {1 / processor:10.0f} {processor / whole:6.2f}")
 
     for workers in (0, 1, arguments.workers):
-        config = LoaderConfig(batch_size=16, size=arguments.size, workers=workers)
-        loader = TrainLoader(source, config, AugmentConfig())
+        loader_config = LoaderConfig(batch_size=16, size=arguments.size, workers=workers)
+        loader = TrainLoader(source, loader_config, AugmentConfig())
         rates = [_epoch_rate(loader, epoch) for epoch in range(arguments.rounds)]
         print(f"loader, {workers} worker thread(s): {max(rates):.0f} img/s")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -36,7 +36,7 @@ from scaledyolo.cli import main as run_verb
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.data.formats import open_dataset
 from scaledyolo.errors import ScaledYoloError, UsageError
-from scaledyolo.evaluate.arrays import Predictions
+from scaledyolo.evaluate.arrays import GroundTruth, Predictions
 from scaledyolo.evaluate.bootstrap import compare_average_precision
 from scaledyolo.evaluate.coco import coco_metrics
 from scaledyolo.evaluate.matching import match
@@ -49,6 +49,8 @@ from scaledyolo.subnet import subnet_checkpoint
 WIDTH, DEPTH = 1 / 4, 1 / 3
 LEVELS_REMOVED = 2  # the paper's figure: the coarsest, and the two coarsest
 STEPS = 6  # input sizes, from half of the network's own to a fifth above it
+
+Point = dict[str, "float | dict[str, float] | None"]  # figures at one size, as JSON has them
 
 
 def narrow_p6(num_classes: int, size: int) -> ModelSpec:
@@ -82,23 +84,27 @@ def measure(
     truth = ground_truth(data)
     whole: dict[int, Predictions] = {}
     curves = []
+    scores: dict[str, list[float]] = {}  # AP of each network, size by size; 0 where it is not defined
     for name in ("", *subnets):
         part = subnet_checkpoint(checkpoint, name) if name else checkpoint
         runnable = open_runnable(part, half=False)
         points = []
+        scores[name] = []
         for size in sizes:
             graph = part.graph
             found = predict(data, runnable.run, graph.detects, size, size, COCO, resize=graph.resize, batch=batch)
             whole.setdefault(size, found)
             figures = coco_metrics(truth, found).figures()
-            point = {"size": size, "gflops": round(cost(graph, size, size).gflops, 3), **_plain(figures)}
+            plain = _plain(figures)
+            point: Point = {"size": size, "gflops": round(cost(graph, size, size).gflops, 3), **plain}
             if name:
                 point["difference"] = _difference(truth, found, whole[size])
             points.append(point)
+            scores[name].append(plain["AP"] or 0.0)
             print(f"{name or 'the whole network':<22}{size:>6}  AP {figures['AP']:.4f}", flush=True)
         exact = not name or cut(checkpoint.graph, name).exact
         curves.append({"subnet": name, "exact": exact, "params": cost(part.graph).params, "points": points})
-    best = {size: max(curves, key=lambda c: c["points"][row]["AP"] or 0)["subnet"] for row, size in enumerate(sizes)}
+    best = {size: max(scores, key=lambda name: scores[name][row]) for row, size in enumerate(sizes)}
     return {
         "network": checkpoint.graph.name,
         "provenance": dict(checkpoint.provenance),
@@ -115,7 +121,7 @@ def _plain(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if value != value else round(float(value), 5) for name, value in figures.items()}
 
 
-def _difference(truth: Any, part: Predictions, whole: Predictions) -> dict[str, float]:
+def _difference(truth: GroundTruth, part: Predictions, whole: Predictions) -> dict[str, float]:
     """AP of the subnet minus that of the whole network at the same size, with its 95 % interval."""
     one, other = (match(truth, item, max_detections=COCO.scored_detections) for item in (whole, part))
     difference = compare_average_precision(one, other).ap.difference

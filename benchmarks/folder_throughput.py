@@ -31,7 +31,7 @@ from scaledyolo.bench.timing import interleaved
 from scaledyolo.classes import COCO_NAMES
 from scaledyolo.engines import describe_engine
 from scaledyolo.engines.faithful import scene
-from scaledyolo.sources import IMAGE_SUFFIXES, read_image
+from scaledyolo.sources import IMAGE_SUFFIXES, Mode, read_image
 from scaledyolo.views import inputs_of
 from scaledyolo.weights import random_weights
 
@@ -72,7 +72,8 @@ def random_detector(options: Options, photos: list[Path]) -> Detector:
     weights = random_weights(graph, np.random.default_rng(0))
     checkpoint = Checkpoint(graph=graph, weights=weights, class_names=COCO_NAMES)
     curious = Detector(checkpoint, size=options.size, engine="onnxruntime", confidence=0.0, max_detections=2000)
-    scores = np.sort(np.concatenate([curious(photo).confidence for photo in photos]))
+    found = [curious.detect_batch([read_image(photo)]) for photo in photos]
+    scores = np.sort(np.concatenate([boxes.confidence for (boxes,) in found]))
     confidence = float(scores[-OBJECTS * len(photos)])
     return Detector(checkpoint, size=options.size, threads=options.threads, confidence=confidence)
 
@@ -117,10 +118,10 @@ def measure(detector: Detector, paths: list[Path], options: Options, folder: Pat
     several, count = detector.for_throughput(), len(paths)
     canvas, _ = detector._place(read_image(paths[0]))
     (inputs,) = inputs_of(several.views, [canvas])
-    found = []
+    found: list[int] = []  # boxes in each image
 
-    def stream(mode: str) -> None:
-        found[:] = [len(boxes) for _, boxes in detector.stream(listing, mode=mode)]  # type: ignore[arg-type]
+    def stream(mode: Mode) -> None:
+        found[:] = [len(boxes) for _, boxes in detector.stream(listing, mode=mode)]
 
     def one_by_one() -> None:
         for path in paths:

@@ -64,7 +64,7 @@ def load(options: Options) -> Checkpoint:
     return Checkpoint(
         graph=graph,
         weights=random_weights(graph, np.random.default_rng(0)),
-        class_names=tuple(f"class {number}" for number in range(graph.heads[0].op.num_classes)),
+        class_names=tuple(f"class {number}" for number in range(graph.num_classes)),
     )
 
 
@@ -113,7 +113,7 @@ def recipes(model: Checkpoint, size: tuple[int, int], threads: int, folder: Path
     plain = folder / "plain.onnx"
     graph = model.graph.with_size(*size)
     onnx.save(onnx.shape_inference.infer_shapes(to_onnx(graph, dict(model.weights))), plain)
-    engines = {}
+    engines: dict[str, OnnxRuntimeEngine] = {}
     for name, (choice, form) in RECIPES.items():
         path = folder / f"recipe{len(engines)}.onnx"
         common = {"per_channel": True, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
@@ -122,7 +122,7 @@ def recipes(model: Checkpoint, size: tuple[int, int], threads: int, folder: Path
     return engines
 
 
-class _Scenes(CalibrationDataReader):
+class _Scenes(CalibrationDataReader):  # type: ignore[misc]  # no types published
     """Drawn scenes as ONNX Runtime wants to be given them."""
 
     def __init__(self, size: tuple[int, int]) -> None:

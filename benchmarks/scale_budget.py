@@ -81,7 +81,7 @@ def check(fps: float, options: Options, folder: Path) -> bool:
     cached = scale(fps, options, folder / "third.yaml", refresh=False)
     chosen, other = first["chosen"], second["chosen"]
     budget = 1000 / fps
-    kept = again["median_ms"] <= budget * (1 + TOLERANCE)
+    kept: bool = again["median_ms"] <= budget * (1 + TOLERANCE)
     noise = max(chosen["noise"], other["noise"])
     same = chosen["spec"] == other["spec"]
     alike = same or abs(chosen["capacity"] / other["capacity"] - 1) <= noise
@@ -94,7 +94,8 @@ def check(fps: float, options: Options, folder: Path) -> bool:
         f"{'' if same else ' / ' + other['spec']['name']}",
         flush=True,
     )
-    return kept and alike and cached["chosen"]["spec"] == other["spec"]
+    remembered: bool = cached["chosen"]["spec"] == other["spec"]
+    return kept and alike and remembered
 
 
 def main(options: Options) -> int:

@@ -19,10 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -121,10 +117,9 @@ def _bench_latencies(rows: Sequence[Mapping[str, Any]], engine: str) -> Latencie
 
 def draw(found: Sequence[Entry], options: Options) -> Figure:
     """One panel, or two where there are latencies."""
-    timed = [entry for entry in found if entry.latency_ms is not None]
-    figure, panels = plt.subplots(
-        1, 2 if timed else 1, figsize=(11 if timed else 6.5, 4.2), squeeze=False, layout="constrained"
-    )
+    timed = [(entry.latency_ms, entry) for entry in found if entry.latency_ms is not None]
+    figure = Figure(figsize=(11 if timed else 6.5, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2 if timed else 1, squeeze=False)
     colours = {entry.name: f"C{place % 10}" for place, entry in enumerate(found)}
     draw_training(panels[0, 0], found, colours, options.point)
     if timed:
@@ -158,18 +153,18 @@ def draw_training(
     axes.set_xlim(left=0)
 
 
-def draw_latency(axes: Axes, timed: Sequence[Entry], colours: Mapping[str, str]) -> None:
+def draw_latency(axes: Axes, timed: Sequence[tuple[float, Entry]], colours: Mapping[str, str]) -> None:
     """AP against milliseconds an image, and the front of those that no other beats in both."""
     front, best = [], -1.0
-    for entry in sorted(timed, key=lambda item: (item.latency_ms or 0.0, -item.ap)):
+    for latency_ms, entry in sorted(timed, key=lambda item: (item[0], -item[1].ap)):
         if entry.ap > best:
-            front.append(entry)
+            front.append((latency_ms, entry.ap))
             best = entry.ap
-    axes.step([e.latency_ms for e in front], [e.ap for e in front], where="post", color="0.75", linewidth=1, zorder=1)
-    for entry in timed:
-        axes.plot(entry.latency_ms, entry.ap, "o", color=colours[entry.name])
+    axes.step(*zip(*front, strict=True), where="post", color="0.75", linewidth=1, zorder=1)
+    for latency_ms, entry in timed:
+        axes.plot(latency_ms, entry.ap, "o", color=colours[entry.name])
     axes.set_xlabel("milliseconds an image")
-    axes.set_xlim(left=0, right=1.1 * max(entry.latency_ms or 0.0 for entry in timed))
+    axes.set_xlim(left=0, right=1.1 * max(latency_ms for latency_ms, _ in timed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -204,7 +204,7 @@ def read_band(path: Path) -> Mapping[str, Any]:
         FormatError: there is none, or it is damaged.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"training", "data", "commit", "machine", "seeds"} <= document.keys():
             raise ValueError("a part is missing")
     except FileNotFoundError:

@@ -58,13 +58,13 @@ class Timing:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]],
+    runs: Mapping[Key, Callable[[], object]],
     *,
     rounds: int = 30,
     warmup: int = 3,
     seconds: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
+) -> dict[Key, Timing]:
     """Time every candidate once a round, in an order that rotates by one from round to round.
 
     Args:
