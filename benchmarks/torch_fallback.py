@@ -17,7 +17,7 @@ import tyro
 
 from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
-from scaledyolo.arch.ops import Activation
+from scaledyolo.arch.ops import Activated, Activation
 from scaledyolo.arch.zoo import find
 from scaledyolo.bench.timing import interleaved
 from scaledyolo.engines.torch import TorchEngine
@@ -41,12 +41,12 @@ class Options:
 def with_activation(graph: Graph, activation: Activation) -> Graph:
     """The graph with another activation wherever it has Mish."""
     nodes = tuple(
-        replace(node, op=replace(node.op, activation=activation))  # type: ignore[type-var]
-        if getattr(node.op, "activation", None) == "mish"
+        replace(node, op=replace(node.op, activation=activation))
+        if isinstance(node.op, Activated) and node.op.activation == "mish"
         else node
         for node in graph
     )
-    return replace(graph, nodes=nodes)
+    return graph.with_nodes(nodes)
 
 
 def main(options: Options) -> int:
@@ -55,9 +55,10 @@ def main(options: Options) -> int:
     graph = lower(find(options.model)).with_size(options.size, options.size)
     weights = random_weights(graph, np.random.default_rng(0))
     images = np.random.default_rng(1).random((1, graph.channels, options.size, options.size), np.float32)
+    activations: dict[str, Activation] = {"SiLU": "swish", "leaky": "leaky", "Mish": "mish"}
     engines = {
         name: TorchEngine(with_activation(graph, activation), weights, threads=threads)
-        for name, activation in (("SiLU", "swish"), ("leaky", "leaky"), ("Mish", "mish"))
+        for name, activation in activations.items()
     }
     for name, form in (
         ("Mish, algebraic in one piece", layers.mish_algebraic),

@@ -7,10 +7,12 @@ import pytest
 from scaledyolo.arch.graph import Graph, GraphBuilder, Node
 from scaledyolo.arch.graph_io import graph_from_dict, graph_to_dict
 from scaledyolo.arch.ops import (
+    Activate,
     Add,
     ChannelSplit,
     Concat,
     Conv,
+    DepthToSpace,
     Detect,
     Multiply,
     Pool,
@@ -50,6 +52,7 @@ def test_parameters_carry_the_path_of_their_node():
         (ChannelSplit(2, 1), (4, 7, 7), (2, 7, 7)),
         (Reorg(2), (64, 26, 26), (256, 13, 13)),
         (SpaceToDepth(2), (3, 8, 8), (12, 4, 4)),
+        (DepthToSpace(2), (12, 4, 6), (3, 8, 12)),
     ],
 )
 def test_shape_rules(op, shape, out):
@@ -64,6 +67,7 @@ def test_shape_rules(op, shape, out):
         (Conv(6, 3, groups=4), [(4, 8, 8)], "6 filters cannot be divided into 4 groups"),
         (ChannelSplit(3, 0), [(4, 8, 8)], "4 channels cannot be cut into 3"),
         (SpaceToDepth(2), [(4, 7, 8)], "cannot be cut into blocks"),
+        (Reorg(2), [(4, 8, 7)], "4x8x7 cannot be cut into blocks of 2x2"),
         (Multiply(), [(4, 8, 8), (3, 1, 1)], "cannot multiply 4 channels by 3"),
         (Detect(((1.0, 2.0),), (0,), 80), [(84, 8, 8)], "need 85 channels, got 84"),
         (Detect(((1.0, 2.0),), (1,), 80), [(85, 8, 8)], "points outside"),
@@ -83,6 +87,8 @@ def test_a_graph_names_the_node_that_does_not_fit():
         _graph(Node("a", Concat(), ("image",)), Node("a", Concat(), ("image",)))
     with pytest.raises(SpecError, match="empty output"):
         _graph(Node("a", Conv(4, 128), ("image",)))
+    with pytest.raises(SpecError, match="node 'a': 2 inputs do not suit Activate"):
+        _graph(Node("a", Activate("mish"), ("image", "image")))
 
 
 def test_a_builder_names_the_node_whose_channels_do_not_fit():

@@ -58,9 +58,15 @@ class _Op:
         return channels[0]
 
     def out_shape(self, *inputs: Shape) -> Shape:
-        """Shape of the output; raises SpecError with the shapes where they do not fit."""
-        first = inputs[0]
-        return Shape(self.out_channels(*(shape.channels for shape in inputs)), first.height, first.width)
+        """Shape of the output; raises SpecError with the shapes where they do not fit.
+
+        By default one input is cut into whole blocks of the window's step, or enlarged as the window says.
+        """
+        (shape,), (_, step, enlarge) = inputs, self.window
+        if shape.height % step or shape.width % step:
+            raise SpecError(f"{shape} cannot be cut into blocks of {step}x{step}")
+        channels = self.out_channels(shape.channels)
+        return Shape(channels, shape.height // step * enlarge, shape.width // step * enlarge)
 
     def parameters(self, *channels: int) -> Mapping[str, tuple[int, ...]]:
         """Name and shape of every stored tensor, for these input channels; buffers included."""
@@ -75,12 +81,9 @@ def _norm_parameters(channels: int, prefix: str = "") -> dict[str, tuple[int, ..
     return {f"{prefix}{key}": (channels,) for key in ("weight", "bias", "running_mean", "running_var")}
 
 
-_RUNNING = ("running_mean", "running_var")
-
-
 def is_buffer(parameter: str) -> bool:
     """Whether a stored tensor is a running statistic, which training updates but does not learn."""
-    return parameter.endswith(_RUNNING)
+    return parameter.endswith(("running_mean", "running_var"))
 
 
 def _same_size(op: str, inputs: tuple[Shape, ...]) -> None:
@@ -203,10 +206,6 @@ class Upsample(_Op):
     def window(self) -> Window:
         return Window(enlarge=self.scale)
 
-    def out_shape(self, *inputs: Shape) -> Shape:
-        (shape,) = inputs
-        return Shape(shape.channels, shape.height * self.scale, shape.width * self.scale)
-
 
 @dataclass(frozen=True, slots=True)
 class Concat(_Op):
@@ -293,12 +292,6 @@ class SpaceToDepth(_Op):
     def out_channels(self, *channels: int) -> int:
         return channels[0] * self.block**2
 
-    def out_shape(self, *inputs: Shape) -> Shape:
-        (shape,) = inputs
-        if shape.height % self.block or shape.width % self.block:
-            raise SpecError(f"{shape} cannot be cut into blocks of {self.block}x{self.block}")
-        return Shape(self.out_channels(shape.channels), shape.height // self.block, shape.width // self.block)
-
 
 @dataclass(frozen=True, slots=True)
 class DepthToSpace(_Op):
@@ -314,10 +307,6 @@ class DepthToSpace(_Op):
         if channels[0] % self.block**2:
             raise SpecError(f"{channels[0]} channels cannot become blocks of {self.block}x{self.block}")
         return channels[0] // self.block**2
-
-    def out_shape(self, *inputs: Shape) -> Shape:
-        (shape,) = inputs
-        return Shape(self.out_channels(shape.channels), shape.height * self.block, shape.width * self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,12 +327,6 @@ class Reorg(_Op):
         if channels[0] % self.block**2:
             raise SpecError(f"{channels[0]} channels cannot be reorganised in blocks of {self.block}x{self.block}")
         return channels[0] * self.block**2
-
-    def out_shape(self, *inputs: Shape) -> Shape:
-        (shape,) = inputs
-        if shape.height % self.block or shape.width % self.block:
-            raise SpecError(f"{shape} cannot be cut into blocks of {self.block}x{self.block}")
-        return Shape(self.out_channels(shape.channels), shape.height // self.block, shape.width // self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,18 +379,16 @@ class Detect(_Op):
         return channels[0]
 
 
+# What ends in an activation.
+Activated = Conv | BatchNorm | Affine | Activate | Add | Multiply
+
 Op = (
-    Conv
-    | BatchNorm
-    | Affine
-    | Activate
+    Activated
     | Pool
     | GlobalAveragePool
     | Upsample
     | Concat
     | ChannelSplit
-    | Add
-    | Multiply
     | SpaceToDepth
     | DepthToSpace
     | Reorg

@@ -16,7 +16,7 @@ from typing import TypeAlias
 from scaledyolo.arch.blocks import RESNEXT_GROUPS
 from scaledyolo.arch.cost import node_costs
 from scaledyolo.arch.graph import Graph
-from scaledyolo.arch.ops import Activate, Activation, Add, Affine, BatchNorm, Conv, Multiply
+from scaledyolo.arch.ops import Activated, Activation
 from scaledyolo.arch.spec import ModelSpec, Neck, Stage
 from scaledyolo.errors import SpecError, UsageError
 
@@ -280,7 +280,7 @@ def activation_cost(graph: Graph, height: int | None = None, width: int | None =
     values = arithmetic = transcendental = 0
     for row in node_costs(graph, height or graph.height, width or graph.width):
         op = row.node.op
-        if not isinstance(op, (Conv, BatchNorm, Affine, Activate, Add, Multiply)) or op.activation == "linear":
+        if not isinstance(op, Activated) or op.activation == "linear":
             continue
         count, work = math.prod(row.out), ACTIVATION_WORK[op.activation]
         values += count

@@ -17,19 +17,7 @@ import numpy.typing as npt
 
 from scaledyolo.arch.cost import Cost, NodeCost, node_costs
 from scaledyolo.arch.graph import Graph
-from scaledyolo.arch.ops import (
-    Activate,
-    Activation,
-    Add,
-    Affine,
-    BatchNorm,
-    ChannelSplit,
-    Conv,
-    Detect,
-    GlobalAveragePool,
-    Multiply,
-    Pool,
-)
+from scaledyolo.arch.ops import Activated, Activation, ChannelSplit, Conv, Detect, GlobalAveragePool, Pool
 from scaledyolo.arch.scaling import ACTIVATION_WORK
 
 Values = npt.NDArray[np.float64]
@@ -119,7 +107,7 @@ def _count(graph: Graph, row: NodeCost, moving: dict[str, float], fixed: dict[st
 
 def _activation(row: NodeCost) -> Activation:
     op = row.node.op
-    return op.activation if isinstance(op, (Conv, BatchNorm, Affine, Activate, Add, Multiply)) else "linear"
+    return op.activation if isinstance(op, Activated) else "linear"
 
 
 def _in_lanes(channels: int) -> int:
