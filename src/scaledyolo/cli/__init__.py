@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from scaledyolo import __version__
+from scaledyolo.cli.exit_codes import EXIT_ERROR, EXIT_INTERRUPTED
 from scaledyolo.errors import ScaledYoloError, UsageError, nearest
 
 # verb: (module below scaledyolo.cli, class in it, one line for the overview)
@@ -31,10 +32,6 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "download": ("download", "Download", "fetch official weights by name, verified"),
     "zoo": ("zoo", "Zoo", "list every network by name"),
 }
-
-EXIT_INCOMPLETE = 1  # done, but some inputs had to be skipped
-EXIT_ERROR = 2  # nothing, or not all, could be done
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scaledyolo.cli import EXIT_INCOMPLETE, EXIT_INTERRUPTED
+from scaledyolo.cli.exit_codes import EXIT_INCOMPLETE, EXIT_INTERRUPTED
 from scaledyolo.cli.options import sides_in_word
 from scaledyolo.errors import UsageError
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from scaledyolo.cli import EXIT_INCOMPLETE
+from scaledyolo.cli.exit_codes import EXIT_INCOMPLETE
 from scaledyolo.cli.options import model_source, sides
 from scaledyolo.cli.progress import progress_bar
 from scaledyolo.default_model import DEFAULT

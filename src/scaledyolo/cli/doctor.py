@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scaledyolo.cli import EXIT_ERROR
+from scaledyolo.cli.exit_codes import EXIT_ERROR
 from scaledyolo.errors import DataError, MissingPackageError, counted
 
 if TYPE_CHECKING:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from scaledyolo.cli.exit_codes import EXIT_UNVERIFIED
 from scaledyolo.cli.options import model_source, sides
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:
     from scaledyolo.data.dataset import Dataset
     from scaledyolo.export import ExportReport, Int8
-
-EXIT_UNVERIFIED = 2
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scaledyolo.cli import EXIT_INCOMPLETE
+from scaledyolo.cli.exit_codes import EXIT_INCOMPLETE
 from scaledyolo.errors import UsageError
 
 if TYPE_CHECKING:

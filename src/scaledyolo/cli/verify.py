@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from scaledyolo.cli.export import EXIT_UNVERIFIED, open_data
+from scaledyolo.cli.exit_codes import EXIT_NOT_COMPARED, EXIT_UNVERIFIED
+from scaledyolo.cli.export import open_data
 from scaledyolo.cli.options import model_source
 
 if TYPE_CHECKING:
     from scaledyolo.export.origin import MissingOriginError
-
-EXIT_NOT_COMPARED = 1
 
 
 @dataclass(frozen=True)
