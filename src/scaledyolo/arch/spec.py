@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -165,6 +167,12 @@ class ModelSpec:
     def with_size(self, size: int) -> ModelSpec:
         """The same network designed for another input side in pixels."""
         return replace(self, size=size)
+
+    def with_anchors(self, anchors: Sequence[tuple[float, float]]) -> ModelSpec:
+        """The same network with these anchors, smallest first, shared out over its levels from fine to coarse."""
+        starts = itertools.accumulate((len(mask) for mask in self.masks), initial=0)
+        masks = tuple(tuple(range(start, start + len(mask))) for start, mask in zip(starts, self.masks, strict=False))
+        return replace(self, anchors=tuple(anchors), masks=masks)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (numbers, strings, lists) that :meth:`from_dict` reads back."""

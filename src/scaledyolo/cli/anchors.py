@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,7 @@ from scaledyolo.errors import counted
 
 if TYPE_CHECKING:
     from scaledyolo.arch.spec import ModelSpec
-    from scaledyolo.data.anchors import AnchorFit
+    from scaledyolo.data.anchors import FittedAnchors
 
 
 @dataclass(frozen=True)
@@ -40,46 +40,28 @@ class Anchors:
     """Print JSON instead of text."""
 
     def run(self) -> int:
-        import numpy as np
-
         from scaledyolo.cli.options import sized
-        from scaledyolo.data.anchors import fit_of, label_sizes, propose_anchors
+        from scaledyolo.data.anchors import fit_anchors
         from scaledyolo.data.selection import open_part
         from scaledyolo.model import load_spec
 
         dataset = open_part(self.data, self.split)
         spec = sized(load_spec(self.model).with_classes(dataset.num_classes), self.size)
-        sizes = label_sizes(dataset, spec.size)
-        levels = [len(mask) for mask in spec.masks]
-        before = fit_of(sizes, [spec.anchors[i] for mask in spec.masks for i in mask], threshold=self.threshold)
-        proposed = propose_anchors(
-            sizes, sum(levels), np.random.default_rng(self.seed),
-            generations=self.generations, threshold=self.threshold,
-        )  # fmt: skip
-        rounded = [(round(float(width), 1), round(float(height), 1)) for width, height in proposed]
-        after = fit_of(sizes, rounded, threshold=self.threshold)
-        changed = with_anchors(spec, rounded)
+        fitted = fit_anchors(spec, dataset, threshold=self.threshold, seed=self.seed, generations=self.generations)
+        changed = fitted.spec
         if self.json:
-            document = {"before": asdict(before), "after": asdict(after), "anchors": rounded, "masks": changed.masks}
-            print(json.dumps({"size": spec.size, "boxes": len(sizes), **document}, indent=2))
+            fits = {"before": asdict(fitted.before), "after": asdict(fitted.after)}
+            document = {"size": changed.size, "boxes": fitted.boxes, **fits}
+            print(json.dumps({**document, "anchors": changed.anchors, "masks": changed.masks}, indent=2))
         else:
-            print(text(changed, len(sizes), before, after))
+            print(text(fitted))
         if self.out is not None:
             write_spec(self.out, changed)
             if not self.json:
                 print(f"{self.out}: written; train with --model {self.out}")
-        elif not self.json and after.fitness > before.fitness:
+        elif not self.json and fitted.better:
             print("use them: --out FILE.yaml writes a spec file for `scaledyolo train --model FILE.yaml`")
         return 0
-
-
-def with_anchors(spec: ModelSpec, anchors: list[tuple[float, float]]) -> ModelSpec:
-    """The spec with these anchors, from the smallest to the largest, shared out over its levels from fine to coarse."""
-    masks, start = [], 0
-    for mask in spec.masks:
-        masks.append(tuple(range(start, start + len(mask))))
-        start += len(mask)
-    return replace(spec, anchors=tuple(anchors), masks=tuple(masks))
 
 
 def write_spec(path: Path, spec: ModelSpec) -> None:
@@ -95,19 +77,20 @@ def write_spec(path: Path, spec: ModelSpec) -> None:
     write_whole(path, yaml.safe_dump(spec.to_dict(), sort_keys=False, default_flow_style=None).encode())
 
 
-def text(spec: ModelSpec, boxes: int, before: AnchorFit, after: AnchorFit) -> str:
+def text(fitted: FittedAnchors) -> str:
     """The comparison for people."""
     from scaledyolo.arch.lower import lower
 
+    spec = fitted.spec
     lines = [
-        f"{counted(boxes, 'box', 'boxes')} at {spec.size} pixels",
+        f"{counted(fitted.boxes, 'box', 'boxes')} at {spec.size} pixels",
         f"  {'':<10}{'recall':>9}{'anchors a box':>15}{'fit':>8}",
     ]
-    for name, fit in (("before", before), ("after", after)):
+    for name, fit in (("before", fitted.before), ("after", fitted.after)):
         lines.append(f"  {name:<10}{100 * fit.recall:>7.2f} %{fit.mean_matches:>15.2f}{fit.fitness:>8.3f}")
     for stride, mask in zip(sorted(lower(spec).strides), spec.masks, strict=True):
         listed = ", ".join(f"{spec.anchors[index][0]:g}x{spec.anchors[index][1]:g}" for index in mask)
         lines.append(f"  stride {stride}: {listed}")
-    if after.recall <= before.recall and after.fitness <= before.fitness:
+    if not fitted.better:
         lines.append("The network's own anchors fit better; keep them.")
     return "\n".join(lines)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from scaledyolo.design.refine import Trainer
     from scaledyolo.design.search import Answer
 
-_ANCHOR_SEED = 0
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -134,6 +132,7 @@ class Scale:
 
     def _refined(self, answer: Answer, dataset: Dataset, trainer: Trainer) -> Answer:
         """The answer with what short trainings say about its networks."""
+        from scaledyolo.data.anchors import fit_anchors
         from scaledyolo.design.refine import Entrant, finalists, refine
 
         assert self.refine is not None
@@ -141,7 +140,7 @@ class Scale:
         if len(chosen) < 2:
             _tell("only one network that was measured meets the budget, so nothing was trained")
             return answer
-        entrants = [Entrant(one, _fitted(one.candidate.spec(), dataset)) for one in chosen]
+        entrants = [Entrant(one, fit_anchors(one.candidate.spec(), dataset).spec) for one in chosen]
         found = refine(entrants, trainer, self.refine, self.runs, _tell)
         return replace(answer, chosen=found.choice, refinement=found)
 
@@ -190,24 +189,13 @@ class Scale:
 
     def _write(self, path: Path, spec: ModelSpec, dataset: Dataset | None) -> None:
         from scaledyolo.cli.anchors import write_spec
+        from scaledyolo.data.anchors import fit_anchors
 
         hint = "its anchors are COCO's; fit yours with `scaledyolo anchors`"
         if dataset is not None:
-            spec, hint = _fitted(spec, dataset), "its anchors fit the data"
+            spec, hint = fit_anchors(spec, dataset).spec, "its anchors fit the data"
         write_spec(path, spec)
         _tell(f"{path}: written, {hint}; train with --model {path}")
-
-
-def _fitted(spec: ModelSpec, dataset: Dataset) -> ModelSpec:
-    """The spec with anchors for the boxes of a data set."""
-    import numpy as np
-
-    from scaledyolo.cli.anchors import with_anchors
-    from scaledyolo.data.anchors import label_sizes, propose_anchors
-
-    count = sum(len(mask) for mask in spec.masks)
-    proposed = propose_anchors(label_sizes(dataset, spec.size), count, np.random.default_rng(_ANCHOR_SEED))
-    return with_anchors(spec, [(round(float(width), 1), round(float(height), 1)) for width, height in proposed])
 
 
 def _tell(words: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.cluster.vq import kmeans
 
+from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.errors import DataError
 
@@ -130,6 +131,44 @@ def propose_anchors(
         labels = labels[rng.choice(len(labels), max_labels, replace=False)]
     start = kmeans_anchors(labels, count, rng)
     return refine_anchors(labels, start, rng, generations=generations, threshold=threshold)
+
+
+@dataclass(frozen=True)
+class FittedAnchors:
+    """A network with anchors for a data set: at the input size of ``spec``, and how well those before and these fit."""
+
+    spec: ModelSpec
+    boxes: int
+    before: AnchorFit
+    after: AnchorFit
+
+    @property
+    def better(self) -> bool:
+        """Whether more boxes can be learnt, or as many with anchors that are more like them."""
+        return (self.after.recall, self.after.fitness) > (self.before.recall, self.before.fitness)
+
+
+def fit_anchors(
+    spec: ModelSpec, dataset: Dataset, *, threshold: float = THRESHOLD, seed: int = 0, generations: int = 1000
+) -> FittedAnchors:
+    """Anchors for the boxes of a data set at the input size of a network, rounded to a tenth of a pixel.
+
+    Raises:
+        DataError: the data set has fewer boxes of different size than the network has anchors.
+    """
+    sizes = label_sizes(dataset, spec.size)
+    used = anchors_in_use(spec)
+    proposed = propose_anchors(
+        sizes, len(used), np.random.default_rng(seed), generations=generations, threshold=threshold
+    )
+    rounded = [(round(float(width), 1), round(float(height), 1)) for width, height in proposed]
+    before, after = (fit_of(sizes, anchors, threshold=threshold) for anchors in (used, rounded))
+    return FittedAnchors(spec.with_anchors(rounded), len(sizes), before, after)
+
+
+def anchors_in_use(spec: ModelSpec) -> list[tuple[float, float]]:
+    """The anchors that some level of a network has, (width, height) in pixels; a mask may leave some out."""
+    return [spec.anchors[index] for mask in spec.masks for index in mask]
 
 
 def sort_by_area(anchors_wh: npt.ArrayLike) -> Sizes:

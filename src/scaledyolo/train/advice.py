@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from lightning_fabric import Fabric
 
 from scaledyolo.arch.spec import ModelSpec
-from scaledyolo.data.anchors import SUFFICIENT_RECALL, fit_of, label_sizes
+from scaledyolo.data.anchors import SUFFICIENT_RECALL
 from scaledyolo.data.dataset import Dataset
 from scaledyolo.errors import DataError, counted
+from scaledyolo.train.fitted_anchors import learnable_share
 from scaledyolo.train.manifest import Run
 from scaledyolo.train.progress import Progress
 from scaledyolo.train.recipe import Recipe
@@ -72,15 +73,11 @@ def check_boxes(train: Dataset) -> None:
 
 def anchor_advice(data: Dataset, spec: ModelSpec, recipe: Recipe) -> str | None:
     """A sentence that proposes better anchors where these cannot learn enough of the boxes; else None."""
-    sizes = label_sizes(data, spec.size)
-    if recipe.assignment.rule != "scaled" or not len(sizes):
-        return None  # the other rules give every object its best anchor, however bad
-    used = [spec.anchors[index] for index in sorted({index for mask in spec.masks for index in mask})]
-    recall = fit_of(sizes, used, threshold=recipe.assignment.anchor_threshold).recall
-    if recall >= SUFFICIENT_RECALL:
+    share = learnable_share(spec, recipe, data)
+    if share >= SUFFICIENT_RECALL:
         return None
     return (
-        f"the anchors can learn only {100 * recall:.1f} % of the boxes at {spec.size} pixels; `scaledyolo anchors` "
+        f"the anchors can learn only {100 * share:.1f} % of the boxes at {spec.size} pixels; `scaledyolo anchors` "
         "proposes better ones and writes them into a spec file for --model"
     )
 

@@ -23,6 +23,7 @@ from scaledyolo.errors import DataError, UsageError
 from scaledyolo.net.initialise import initialise
 from scaledyolo.net.network import Network
 from scaledyolo.train.advice import anchor_advice, opening, position
+from scaledyolo.train.fitted_anchors import with_fitted_anchors
 from scaledyolo.train.manifest import Run, write_run
 from scaledyolo.train.recipe import Recipe
 from scaledyolo.train.settings import Settings
@@ -57,6 +58,10 @@ def prepare(
     """
     check_classes(run.spec, train_data, val_data)
     state = load_state(folder / STATE_FILE) if resume else None
+    fitted = None
+    if not resume:
+        spec, fitted = with_fitted_anchors(run.spec, run.recipes[0], train_data, start)
+        run = replace(run, spec=spec)
     graph = lower(run.spec)
     network = make_network(graph, run.settings, quantised=quantise_aware(run.recipes, graph))
     report = transfer(network, start) if start is not None else None
@@ -88,7 +93,7 @@ def prepare(
         epochs = run.recipes[-1].schedule.epochs
         training.journal.say(f"{folder}: {position(training.progress, epochs, len(training.loader))}")
         return training
-    for advice in (str(report) if report else None, anchor_advice(train_data, run.spec, run.recipes[-1])):
+    for advice in (str(report) if report else None, fitted or anchor_advice(train_data, run.spec, run.recipes[-1])):
         if advice:
             training.journal.say(advice)
     return training
