@@ -58,6 +58,32 @@ def test_jpeg_equals_pillow(options: dict[str, object]) -> None:
     assert np.abs(read_image(data).astype(int) - expected).max() <= 2  # two builds of libjpeg-turbo
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_reduced_jpeg_has_the_means_of_blocks_of_eight(mode: str, orientation: int) -> None:
+    y, x = np.mgrid[0:160, 0:240]
+    smooth = np.stack([x * 255 / 239, y * 255 / 159, 255 - x * 128 / 239], axis=-1).astype(np.uint8)
+    image = Image.fromarray(smooth).convert(mode)
+    upright = np.asarray((image.rotate(-90, expand=True) if orientation == 6 else image).convert("RGB"))
+    height, width = upright.shape[:2]
+    means = upright.reshape(height // 8, 8, width // 8, 8, 3).mean(axis=(1, 3))
+    reduced = read_image(encode(image, "JPEG", quality=98, exif=exif(orientation)), reduced=True)
+    assert reduced.shape == means.shape
+    assert np.abs(reduced - means).max() <= 4
+
+
+def test_what_is_reduced_is_looked_at_as_closely() -> None:
+    np.testing.assert_array_equal(read_image(encode(Image.fromarray(RGB), "PNG"), reduced=True), RGB)
+    cmyk = encode(Image.fromarray(RGB).convert("CMYK"), "JPEG")
+    np.testing.assert_array_equal(read_image(cmyk, reduced=True), read_image(cmyk))
+    odd = encode(Image.fromarray(picture(41, 57)), "JPEG")
+    assert read_image(odd, reduced=True).shape == (6, 8, 3)
+    with pytest.raises(SourceError, match="cut off"):
+        read_image(odd[:-40], reduced=True)
+    with pytest.raises(SourceError, match="more than the limit"):
+        read_image(odd, reduced=True, max_pixels=2000)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "PPM", "GIF"])
 def test_grey_becomes_three_equal_channels(kind: str) -> None:
     grey = RGB[:, :, 0]

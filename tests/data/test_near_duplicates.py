@@ -80,6 +80,18 @@ def test_plain_surfaces_of_different_brightness_are_no_copies(tmp_path: Path) ->
     assert near_duplicates(looks(first), looks(second)) == []
 
 
+def test_a_file_that_was_cut_off_since_is_like_no_other(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        write(tmp_path / name, {"whole.jpg": scene(0), "cut.jpg": scene(1)})
+    first, second = (read_yolo_folder(tmp_path / name, names=["x"]) for name in ("first", "second"))
+    cut = tmp_path / "second" / "images" / "cut.jpg"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    seen = looks(second)
+    assert {Path(second.path(index)).name for index in np.flatnonzero(seen.readable).tolist()} == {"whole.jpg"}
+    (twin,) = near_duplicates(looks(first), seen)
+    assert Path(second.path(twin.second)).name == "whole.jpg"
+
+
 def test_a_camera_that_never_moves_gives_one_twin_for_each_image() -> None:
     random = np.random.default_rng(0)
     still = random.integers(0, 240, (1, 32, 32), dtype=np.uint8)

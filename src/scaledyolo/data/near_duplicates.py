@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scaledyolo.data.dataset import Dataset
+from scaledyolo.errors import SourceError
+from scaledyolo.images import read_image
 
 MOST_DIFFERENT_BITS = 4  # of 64
 MOST_DIFFERENT_GREY = 6.0  # mean over the thumbnails, of 255
@@ -43,7 +45,7 @@ class Looks:
 
 
 def looks(dataset: Dataset, *, workers: int = 2, progress: Callable[[int], object] | None = None) -> Looks:
-    """Read all images once, at an eighth of their size where the format allows it."""
+    """Read all images once, JPEGs that are large enough at an eighth of their sides."""
     count = len(dataset)
     thumbnails = np.zeros((count, _SIDE, _SIDE), np.uint8)
     hashes = np.zeros(count, np.uint64)
@@ -51,11 +53,14 @@ def looks(dataset: Dataset, *, workers: int = 2, progress: Callable[[int], objec
 
     def look(index: int) -> None:
         large = min(dataset.annotations.sizes[index].tolist()) >= 8 * _SIDE
-        grey = cv2.imread(dataset.path(index), cv2.IMREAD_REDUCED_GRAYSCALE_8 if large else cv2.IMREAD_GRAYSCALE)
-        if grey is not None:
-            thumbnails[index] = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-            hashes[index] = difference_hash(grey)
-            readable[index] = True
+        try:
+            image = read_image(dataset.path(index), reduced=large)
+        except SourceError:  # it went after the data set was read
+            return
+        grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+        thumbnails[index] = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        hashes[index] = difference_hash(grey)
+        readable[index] = True
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(look, range(count)):
