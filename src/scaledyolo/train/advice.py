@@ -77,8 +77,8 @@ def anchor_advice(data: Dataset, spec: ModelSpec, recipe: Recipe) -> str | None:
     if share >= SUFFICIENT_RECALL:
         return None
     return (
-        f"the anchors can learn only {100 * share:.1f} % of the boxes at {spec.size} pixels; `scaledyolo anchors` "
-        "proposes better ones and writes them into a spec file for --model"
+        f"the anchors can learn only {100 * share:.1f} % of the boxes at {spec.size} pixels; a larger --size, or "
+        "anchors fitted to them (--set fit_anchors=true; `scaledyolo anchors` shows which) can learn more"
     )
 
 

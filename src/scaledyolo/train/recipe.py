@@ -156,7 +156,8 @@ class Recipe:
     # same network (train.transfer); published recipes train from scratch.
     pretrained: bool = False
     # Whether anchors are fitted to the data where those of the network could learn too few of its boxes, as by the
-    # branches; not where predictions are taken over, which have learnt their anchors (train.fitted_anchors).
+    # branches; not where predictions are taken over, which have learnt their anchors (train.fitted_anchors). It gained
+    # nothing where it was tried (docs/results.md), so no recipe asks for it.
     fit_anchors: bool = False
     continues: str = ""  # the recipe whose final checkpoint, optimiser state included, this stage starts from
     optimiser: Optimiser = field(default_factory=Optimiser)
@@ -289,7 +290,6 @@ _CUSTOM = Recipe(
     "custom",
     batch=16,  # ours: four batches to a step at the nominal batch
     pretrained=True,
-    fit_anchors=True,
     schedule=Schedule(
         epochs=100,  # ours
         final_factor=0.1,  # v7 custom
@@ -304,7 +304,6 @@ _SMALL = Recipe(
     "small",
     batch=16,
     pretrained=True,
-    fit_anchors=True,
     # An optimiser step for every batch: at the nominal batch of 64 so few images would give too few steps.
     optimiser=Optimiser(learning_rate=0.02, nominal_batch=16),
     schedule=Schedule(epochs=60, final_factor=0.02, warmup_min_steps=60, plain_epochs=10),
