@@ -8,7 +8,7 @@
       plain: yolov4-tiny                        # a zoo name or spec file, or what is made of one:
       half: {base: yolov4-tiny, width: 0.5}
     recipes:
-      scratch: small
+      usual: small
       no-mosaic: {base: small, set: [augmentation.mosaic=0]}
 
 Everything is checked, cell by cell, before the first training begins.
