@@ -73,12 +73,18 @@ def test_the_network_follows_the_default_model_unless_one_is_named(world: Any, d
     ],
 )
 def test_a_recipe_says_where_a_training_begins(
-    pretrained: bool, options: tuple[str, ...], taken: bool, world: Any, default: Checkpoint
+    pretrained: bool,
+    options: tuple[str, ...],
+    taken: bool,
+    world: Any,
+    default: Checkpoint,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = replace(world.short_recipe(1), pretrained=pretrained)
     assert main(world.arguments(recipe, "--size", "64", *options)) == 0
     run = json.loads((world.folder / "runs" / "train" / "run.json").read_text())
     assert (run["transfer"] is not None) == taken
+    assert ("begins with the model that comes with the package" in capsys.readouterr().err) == (taken and not options)
     if taken:
         assert run["transfer"]["values_taken"] > 0.9 * run["transfer"]["values"]
 

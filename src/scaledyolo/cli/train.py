@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
@@ -115,6 +116,11 @@ class Train:
         check_boxes(train_data)
         run = replace(run, spec=run.spec.with_classes(train_data.num_classes)) if self.resume is None else run
         fabric = launch(run.settings)
+        if start is not None and self.weights is None and fabric.is_global_zero:
+            print(
+                "begins with the model that comes with the package (--weights scratch: with random weights)",
+                file=sys.stderr,
+            )
         if self.minutes is not None:
             run = self._paced(fabric, run, train_data, val_data)
         folder = self.resume
