@@ -14,7 +14,6 @@ GRIDS = Path(__file__).parents[2] / "benchmarks" / "grids"
 
 # One thing may need several values: a number of epochs with the share that goes without mosaic, a batch with its step.
 NEEDED = {"adamw": 3, "batch-8": 3, "batch-32": 2, "epochs-10": 2, "epochs-40": 2, "warmup-short": 2}
-NEEDED |= {"adamw-centre-cell-only": 4, "adamw-threshold-3": 4}
 
 
 def flat(recipe: Any) -> dict[str, object]:
