@@ -2,11 +2,12 @@
 
     scaledyolo bench yolov4-tiny yolov4-csp-s --sizes 320 416 --json > bench.json
     python scripts/plot_records.py runs/ablate-small-data/*--seed0 --latency bench.json --title "BCCD" \\
-        --out docs/images/records-bccd --point "rival nano, 416" 17.8 0.488
+        --out docs/images/records-bccd --point "rival nano, 416" 35.6 0.488
 
-A run folder is what ``scaledyolo train`` made, the folder around it, or a cell of ``scaledyolo ablate``. Thin lines
-follow AP on the validation split during training; dots are AP on the test images where `ablate` measured it, else the
-best of the line. A run has the latency of its network at its input size in the file of `bench`; a plain mapping of
+A run folder is what ``scaledyolo train`` made, the folder around it, or a cell of ``scaledyolo ablate``. Time is that
+of all cores together, minutes times threads, so that runs with one and with two can be compared. Thin lines follow AP
+on the validation split during training; dots are AP on the test images where `ablate` measured it or --ap says it, else
+the best of the line. A run has the latency of its network at its input size in the file of `bench`; a plain mapping of
 names of runs to milliseconds will do as well.
 """
 
@@ -42,12 +43,14 @@ class Options:
     """What the runs have in common, such as the data set."""
     names: tuple[str, ...] = ()
     """What to call the runs, in their order; by default their folders."""
+    ap: tuple[float, ...] = ()
+    """AP of the runs on the test images, in their order, where `scaledyolo eval` measured it; 0: look in the folder."""
     latency: Path | None = None
     """JSON with milliseconds an image, for the second panel."""
     engine: str = ""
     """Of the latencies, where the file has several; by default the fastest of each run."""
     point: tuple[tuple[str, float, float], ...] = ()
-    """Others to compare with: name, minutes of training, AP."""
+    """Others to compare with: name, core-minutes of training, AP."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Entry:
     """One run as it is drawn."""
 
     name: str
-    curve: Sequence[tuple[float, float]]  # minutes, AP on the validation split
-    minutes: float
+    curve: Sequence[tuple[float, float]]  # core-minutes, AP on the validation split
+    minutes: float  # of training, of all cores together
     ap: float  # on the test split where it was measured
     latency_ms: float | None = None
 
@@ -67,8 +70,9 @@ def entries(options: Options) -> list[Entry]:
     Raises:
         FormatError: a folder is no run, a run has no AP yet, or names and runs are not of one number.
     """
-    if options.names and len(options.names) != len(options.runs):
-        raise FormatError(f"{len(options.names)} names for {len(options.runs)} runs; give one for each")
+    for what, values in (("names", options.names), ("values of AP", options.ap)):
+        if values and len(values) != len(options.runs):
+            raise FormatError(f"{len(values)} {what} for {len(options.runs)} runs; give one for each")
     latencies = read_latencies(options.latency, options.engine) if options.latency else {}
     found = []
     for place, folder in enumerate(options.runs):
@@ -76,10 +80,12 @@ def entries(options: Options) -> list[Entry]:
         name = options.names[place] if options.names else record.name
         if not record.curve:
             raise FormatError(f"{folder}: never evaluated so far; wait for its first evaluation")
-        ap = max(ap for _, ap in record.curve) if record.test_ap is None else record.test_ap
+        measured = options.ap[place] if options.ap and options.ap[place] else record.test_ap
+        ap = max(ap for _, ap in record.curve) if measured is None else measured
         spec = record.document["spec"]
         latency = latencies.get(name, latencies.get((spec["name"], spec["size"])))
-        found.append(Entry(name, record.curve, record.seconds / 60, ap, latency))
+        curve = [(record.cores * minutes, value) for minutes, value in record.curve]
+        found.append(Entry(name, curve, record.cores * record.seconds / 60, ap, latency))
     return found
 
 
@@ -142,14 +148,14 @@ def draw(found: Sequence[Entry], options: Options) -> Figure:
 def draw_training(
     axes: Axes, found: Sequence[Entry], colours: Mapping[str, str], others: Sequence[tuple[str, float, float]]
 ) -> None:
-    """AP against minutes of training: the way there, and where it ended."""
+    """AP against core-minutes of training: the way there, and where it ended."""
     for entry in found:
         axes.plot(*zip(*entry.curve, strict=True), color=colours[entry.name], linewidth=1, alpha=0.6)
         axes.plot(entry.minutes, entry.ap, "o", color=colours[entry.name], label=f"{entry.name}: {entry.ap:.3f}")
     for name, minutes, ap in others:
         axes.plot(minutes, ap, "D", color=RIVAL_COLOUR, label=f"{name}: {ap:.3f}")
         axes.plot([0, minutes], [ap, ap], ":", color=RIVAL_COLOUR, linewidth=1)
-    axes.set_xlabel("minutes of training")
+    axes.set_xlabel("core-minutes of training")
     axes.set_xlim(left=0)
 
 

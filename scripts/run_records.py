@@ -48,6 +48,12 @@ class RunRecord:
         return self.epochs[-1]["seconds"] if self.epochs else 0.0
 
     @property
+    def cores(self) -> int:
+        """Threads of all processes that computed; the one beside them that prepares images is idle mostly."""
+        environment = self.document["environment"]
+        return int(environment["threads"]) * int(environment["processes"])
+
+    @property
     def curve(self) -> list[tuple[float, float]]:
         """(minutes of training, AP on the validation split) wherever it was evaluated."""
         return [(row["seconds"] / 60, row["ap"]) for row in self.epochs if "ap" in row]

@@ -40,7 +40,7 @@ def write_run(
         "spec": {"name": "yolov4-tiny", "size": 416},
         "recipes": [{"name": "small", "batch": 16}],
         "settings": {"precision": "bf16"},
-        "environment": {"processor": "A Processor", "threads": 2},
+        "environment": {"processor": "A Processor", "threads": 2, "processes": 1},
         "transfer": None,
         **changes,
     }

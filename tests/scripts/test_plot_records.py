@@ -34,9 +34,12 @@ def options(records, runs: list[Path], **changes: object):
 def test_runs_are_read_with_minutes_and_the_test_figure_where_there_is_one(records, runs):
     tiny, csp = records.entries(options(records, runs))
     assert (tiny.name, csp.name) == ("tiny--small--seed0", "csp")
-    assert tiny.curve == [(5.0, 0.2), (10.0, 0.4)]
-    assert (tiny.minutes, tiny.ap) == (10.0, 0.38)
-    assert (csp.minutes, csp.ap) == (30.0, 0.5)
+    # Two threads: a minute is two core-minutes.
+    assert tiny.curve == [(10.0, 0.2), (20.0, 0.4)]
+    assert (tiny.minutes, tiny.ap) == (20.0, 0.38)
+    assert (csp.minutes, csp.ap) == (60.0, 0.5)
+    said = records.entries(options(records, runs, ap=(0.0, 0.47)))
+    assert [entry.ap for entry in said] == [0.38, 0.47]
 
 
 def row(model: str, side: int, median_ms: float, **changes: object) -> dict[str, object]:
@@ -65,7 +68,7 @@ def test_points_lie_where_the_figures_are(records, runs, tmp_path):
     dots = {
         line.get_label().split(":")[0]: line.get_xydata()[0] for line in training.lines if line.get_label()[0] != "_"
     }
-    np.testing.assert_allclose([dots[name] for name in ("tiny", "csp", "rival")], [(10, 0.38), (30, 0.5), (17.8, 0.45)])
+    np.testing.assert_allclose([dots[name] for name in ("tiny", "csp", "rival")], [(20, 0.38), (60, 0.5), (17.8, 0.45)])
     assert {tuple(line.get_xydata()[0]) for line in latency.lines if len(line.get_xydata()) == 1} == {
         (4, 0.38),
         (20, 0.5),
@@ -108,6 +111,7 @@ def test_what_is_missing_is_told_in_one_line(records, runs, tmp_path, run_folder
         "never evaluated": [str(young)],
         "nothing to draw": [],
         "1 names for 2 runs": [*map(str, runs), "--names", "a"],
+        "3 values of AP for 2 runs": [*map(str, runs), "--ap", "0", "0.1", "0.2"],
         "bad.json": [*map(str, runs), "--latency", str(tmp_path / "bad.json")],
     }
     for words, arguments in cases.items():
