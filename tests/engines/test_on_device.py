@@ -76,7 +76,7 @@ def test_boxes_are_moved_as_by_the_placement() -> None:
 
 
 def test_no_value_is_asked_for(tiny: Checkpoint) -> None:
-    detect = DeviceDetector(tiny, device="meta", half=True, nms=NMS(max_candidates=30))
+    detect = DeviceDetector(tiny, device="meta", precision="float16", nms=NMS(max_candidates=30))
     rows, counts = detect(torch.empty(4, 240, 320, 3, dtype=torch.uint8, device="meta"))
     assert (rows.shape, counts.shape) == ((4, 30, 6), (4,))
     assert (rows.device.type, rows.dtype) == ("meta", torch.float32)

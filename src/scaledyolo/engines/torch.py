@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -125,21 +126,31 @@ class TorchEngine:
 class ReplayedForward:
     """A forward pass recorded as a CUDA graph for each shape: one launch in place of hundreds.
 
-    A recording whose replay differs from the plain pass, or that cannot be made, is dropped for the plain pass. What a
-    call returns is overwritten by the next call of the same shape.
+    A recording whose replay differs from the plain pass, or that cannot be made, is dropped for the plain pass;
+    ``refused`` says why. It is made with other values than it is tried with, so that a replay which ignores what it is
+    given does not pass. What a call returns is overwritten by the next call of the same shape.
 
     Args:
-        forward: from images on a GPU to maps; it must not depend on their values.
+        forward: from images on a GPU to tensors; it must not depend on their values.
         record: from the forward pass and an example to its replay; for tests.
+        agrees: whether the replay is right, from images and what it gave for them; by default where no value differs
+            from the plain pass by more than two hundredths of the largest.
     """
 
-    def __init__(self, forward: Forward, record: Callable[[Forward, Tensor], Forward] | None = None) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        record: Callable[[Forward, Tensor], Forward] | None = None,
+        agrees: Callable[[Tensor, Sequence[Tensor]], bool] | None = None,
+    ) -> None:
         self._plain = forward
         self._record = record or record_cuda_graph
+        self._agrees = agrees or (lambda images, found: maps_agree(found, self._plain(images)))
         self._recorded: OrderedDict[tuple[int, ...], Forward] = OrderedDict()
+        self.refused: dict[tuple[int, ...], str] = {}  # shapes that run plainly, and why
 
     def __call__(self, images: Tensor) -> Sequence[Tensor]:
-        """The maps of the plain pass."""
+        """What the plain pass gives."""
         shape = tuple(images.shape)
         if shape not in self._recorded:
             self._recorded[shape] = self._faithful(images)
@@ -149,34 +160,58 @@ class ReplayedForward:
         return self._recorded[shape](images)
 
     def _faithful(self, images: Tensor) -> Forward:
+        shape = tuple(images.shape)
         try:
-            replay = self._record(self._plain, images)
+            replay = self._record(self._plain, torch.zeros_like(images))
             found = [raw.clone() for raw in replay(images)]
-        except RuntimeError:  # of CUDA: out of memory, or something in the pass that cannot be recorded
+        except RuntimeError as error:  # of CUDA: out of memory, or something in the pass that cannot be recorded
+            self.refused[shape] = str(error).partition("\n")[0]
             return self._plain
-        for raw, expected in zip(found, self._plain(images), strict=True):
-            error = (raw.float() - expected.float()).abs().max()
-            if not bool(error <= _GRAPH_TOLERANCE * expected.float().abs().max()):
-                return self._plain
-        return replay
+        if self._agrees(images, found):
+            self.refused.pop(shape, None)
+            return replay
+        self.refused[shape] = "the replay differs from the plain pass"
+        return self._plain
+
+
+def maps_agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Whether maps differ by no more than other algorithms of the same precision may; NaN is never right."""
+    for one, other in zip(found, expected, strict=True):
+        error = (one.float() - other.float()).abs().max()
+        if not bool(error <= _GRAPH_TOLERANCE * other.float().abs().max()):
+            return False
+    return True
 
 
 def record_cuda_graph(forward: Forward, images: Tensor) -> Forward:
-    """A replay of ``forward`` for images of this shape."""
-    place = images.clone(memory_format=torch.channels_last)
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # what is chosen or allocated at first must not become part of the recording
-        for _ in range(_WARM_UPS):
-            forward(place)
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        maps = forward(place)
+    """A replay of ``forward`` for images of this shape, on their device and in their memory format."""
+    with torch.cuda.device(images.device), _choosing_algorithms():
+        place = images.clone()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # what is chosen or allocated at first must not become part of the recording
+            for _ in range(_WARM_UPS):
+                forward(place)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # What other threads ask of the device meanwhile, memory for the next batch say, does not spoil the recording.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = forward(place)
 
     def replay(batch: Tensor) -> Sequence[Tensor]:
         place.copy_(batch)
         graph.replay()
-        return maps
+        return outputs
 
     return replay
+
+
+@contextmanager
+def _choosing_algorithms() -> Iterator[None]:
+    """Within, cuDNN times its algorithms for each new shape, which pays where a shape comes again and again."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

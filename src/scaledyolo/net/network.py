@@ -101,7 +101,8 @@ class Network(nn.Module):
             for slot in step.dead:
                 values[slot] = None
             values[step.output] = step(inputs)
-        return [value for slot in self._heads if (value := values[slot]) is not None]
+        maps = [values[slot] for slot in self._heads]
+        return [raw for raw in maps if raw is not None]  # a named expression here would end torch.compile's graph early
 
     def load(self, weights: Mapping[str, Array]) -> None:
         """Copy weights in.

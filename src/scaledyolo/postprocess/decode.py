@@ -179,23 +179,46 @@ def _decode_level(level: _Level) -> Array:
     """All rows (batch, anchors * cells, 5 + classes) of one head."""
     xp = array_namespace(level.raw)
     raw, detect = xp.astype(level.raw, xp.float32), level.detect
-    cells = xp.arange(level.height * level.width, device=device(raw))
-    grid_y, grid_x = (xp.astype(index, xp.float32) for index in (cells // level.width, cells % level.width))
-    anchor_width, anchor_height = (sides[:, None] for sides in level.anchor_sides())
-    box = xp.stack(
-        (
-            _centre(raw[:, :, 0, :], grid_x, level.stride_x, detect),
-            _centre(raw[:, :, 1, :], grid_y, level.stride_y, detect),
-            _size(raw[:, :, 2, :], anchor_width, detect),
-            _size(raw[:, :, 3, :], anchor_height, detect),
-            _probability(raw[:, :, 4, :], detect),
-        ),
-        axis=2,
-    )
+    box = xp.stack((*_box_columns(level, raw), _probability(raw[:, :, 4, :], detect)), axis=2)
     classes = raw[:, :, 5:, :]
     classes = _softmax(classes, axis=2) if detect.softmax else _probability(classes, detect)
     rows = xp.permute_dims(xp.concat((box, classes), axis=2), (0, 1, 3, 2))
     return xp.reshape(rows, (raw.shape[0], -1, detect.num_outputs))
+
+
+def _box_columns(level: _Level, raw: Array) -> tuple[Array, Array, Array, Array]:
+    """Centres x, y, widths, heights (batch, anchors, cells) in pixels from raw values (batch, anchors, 4+, cells)."""
+    xp, detect = array_namespace(raw), level.detect
+    cells = xp.arange(level.height * level.width, device=device(raw))
+    grid_y, grid_x = (xp.astype(index, xp.float32) for index in (cells // level.width, cells % level.width))
+    anchor_width, anchor_height = (sides[:, None] for sides in level.anchor_sides())
+    return (
+        _centre(raw[:, :, 0, :], grid_x, level.stride_x, detect),
+        _centre(raw[:, :, 1, :], grid_y, level.stride_y, detect),
+        _size(raw[:, :, 2, :], anchor_width, detect),
+        _size(raw[:, :, 3, :], anchor_height, detect),
+    )
+
+
+def _decode_best(level: _Level) -> tuple[Array, Array, Array]:
+    """Boxes (batch, rows, 4) cxcywh, scores (batch, rows) and best classes (batch, rows) of one head.
+
+    Of the classes only the largest raw value of each row is computed further, and in the dtype of the map it is found:
+    they are nearly all of the map, which is read once and never written.
+    """
+    xp, detect = array_namespace(level.raw), level.detect
+    batch = level.raw.shape[0]
+    columns = _box_columns(level, xp.astype(level.raw[:, :, :4, :], xp.float32))
+    classes = level.raw[:, :, 5:, :]
+    if detect.softmax:
+        best = xp.max(_softmax(xp.astype(classes, xp.float32), axis=2), axis=2)
+    else:
+        best = _probability(xp.astype(xp.max(classes, axis=2), xp.float32), detect)
+    scores = _probability(xp.astype(level.raw[:, :, 4, :], xp.float32), detect) * best
+    rows = (xp.stack(columns, axis=-1), scores, xp.argmax(classes, axis=2))
+    shapes = ((batch, -1, 4), (batch, -1), (batch, -1))
+    boxes, scores, class_ids = (xp.reshape(values, shape) for values, shape in zip(rows, shapes, strict=True))
+    return boxes, scores, class_ids
 
 
 def _raw_limit(threshold: float, detect: Detect) -> float:
