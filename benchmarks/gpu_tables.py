@@ -318,12 +318,18 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def jobs_of(arguments: argparse.Namespace) -> Iterator[Job]:
-    """What to measure, in the order in which it matters: kernels of torch's own for everything first."""
+    """What to measure, in the order in which it matters: kernels of torch's own for everything first.
+
+    Of these, precisions of a network come one after the other, for its weights take as long as its measurement; of
+    compiled ones, which take minutes, all networks come first in one precision.
+    """
     for form in arguments.forms:
-        for name in arguments.models:
+        pairs = [(name, precision) for name in arguments.models for precision in arguments.precisions]
+        if form == "compiled":
+            pairs.sort(key=lambda pair: arguments.precisions.index(pair[1]))
+        for name, precision in pairs:
             model, _, size = name.partition("@")
-            for precision in arguments.precisions:
-                yield Job(model, arguments.size or int(size or find(model).size), precision, form)
+            yield Job(model, arguments.size or int(size or find(model).size), precision, form)
 
 
 def rows_of(job: Job, arguments: argparse.Namespace) -> list[Row]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from scaledyolo import NMS, ZOO, Checkpoint, Detector, lower
 from scaledyolo.classes import COCO_NAMES
@@ -82,11 +85,88 @@ def test_no_value_is_asked_for(tiny: Checkpoint) -> None:
     assert (rows.device.type, rows.dtype) == ("meta", torch.float32)
 
 
+class Devices(TorchDispatchMode):
+    """Notes on which devices the tensors of all operations lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, str]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
+        self.seen |= {(str(func), tensor.device.type) for tensor in tensors}
+        return result
+
+
+def test_no_number_is_copied_to_the_device_in_a_call(tiny: Checkpoint) -> None:
+    """On a GPU that would wait for all that was asked before, and could not be recorded."""
+    detect = DeviceDetector(tiny, device="meta", precision="bfloat16", nms=NMS(max_candidates=5))
+    images = torch.empty(2, 240, 320, 3, dtype=torch.uint8, device="meta")
+    with Devices() as devices:
+        detect(images)
+    assert len(devices.seen) > 30
+    assert {where for _, where in devices.seen} == {"meta"}
+
+
+def test_half_precision_finds_nearly_the_same(tiny: Checkpoint) -> None:
+    images = torch.from_numpy(photograph(96, 128))[None]
+    rows, counts = DeviceDetector(tiny, device="cpu", confidence=0.3)(images)
+    half, half_counts = DeviceDetector(tiny, device="cpu", precision="bfloat16", confidence=0.3)(images)
+    assert half.dtype == torch.float32
+    assert int(counts[0]) > 10
+    assert abs(int(half_counts[0]) - int(counts[0])) < 0.2 * int(counts[0])
+    np.testing.assert_allclose(half[0, :5, 4], rows[0, :5, 4], atol=0.05)
+
+
+def static_record(forward, example: Tensor):
+    """What a CUDA graph does with memory: one place for what comes in, one for what goes out."""
+    place, outputs = example.clone(), [raw.clone() for raw in forward(example)]
+
+    def replay(batch: Tensor) -> Sequence[Tensor]:
+        place.copy_(batch)
+        for output, raw in zip(outputs, forward(place), strict=True):
+            output.copy_(raw)
+        return outputs
+
+    return replay
+
+
+def test_a_replay_of_everything_keeps_what_the_calls_before_gave(tiny: Checkpoint) -> None:
+    detect = DeviceDetector(tiny, device="cpu", nms=NMS(max_candidates=30))
+    batches = [torch.from_numpy(photograph(96, 128, seed))[None] for seed in range(3)]
+    expected = [detect(batch) for batch in batches]
+    assert detect.plain_because(batches[0]) == "nothing was to be recorded"
+    detect._recorded = ReplayedForward(detect._everything, static_record, detect._agrees)
+    found = [detect(batch) for batch in batches]
+    assert detect.plain_because(batches[0]) is None
+    for (rows, counts), (plain_rows, plain_counts) in zip(found, expected, strict=True):
+        torch.testing.assert_close(rows, plain_rows)
+        assert torch.equal(counts, plain_counts)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_a_replay_with_other_rows_than_its_maps_hold_is_not_used(tiny: Checkpoint) -> None:
+    detect = DeviceDetector(tiny, device="cpu", nms=NMS(max_candidates=30))
+    images = torch.from_numpy(photograph(96, 128))[None]
+    expected, _ = detect(images)
+
+    def record(forward, example: Tensor):
+        stale = [raw.clone() for raw in forward(example)[:2]]
+        return lambda batch: [*stale, *forward(batch)[2:]]
+
+    detect._recorded = ReplayedForward(detect._everything, record, detect._agrees)
+    torch.testing.assert_close(detect(images)[0], expected)
+    assert detect.plain_because(images) == "the replay differs from the plain pass"
+
+
 def test_what_does_not_fit_is_refused(tiny: Checkpoint) -> None:
     with pytest.raises(SpecError, match="multiple of the largest stride"):
         DeviceDetector(tiny, device="cpu", size=(100, 100))
     with pytest.raises(UsageError, match="greedy"):
         DeviceDetector(tiny, device="cpu", nms=NMS("soft-linear"))
+    with pytest.raises(UsageError, match="no precision 'half'"):
+        DeviceDetector(tiny, device="cpu", precision="half")
     with pytest.raises(UsageError, match="uint8 of shape"):
         DeviceDetector(tiny, device="cpu")(torch.zeros(1, 3, 96, 128))
 
@@ -122,7 +202,18 @@ def test_a_recording_that_cannot_be_made_is_no_error() -> None:
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
     images = torch.rand(1, 3, 4, 4)
-    assert torch.equal(ReplayedForward(plain, record)(images)[1], images.sum(dim=1))
+    forward = ReplayedForward(plain, record)
+    assert torch.equal(forward(images)[1], images.sum(dim=1))
+    assert forward.refused == {(1, 3, 4, 4): "CUDA error: operation not permitted when stream is capturing"}
+
+
+def test_a_replay_that_ignores_its_images_is_not_used() -> None:
+    def record(forward, example: Tensor):
+        maps = forward(example)
+        return lambda images: maps
+
+    images = torch.rand(1, 3, 4, 4)
+    assert torch.equal(ReplayedForward(plain, record)(images)[0], images * 2)
 
 
 def test_each_shape_is_recorded_once_and_few_are_kept() -> None:
@@ -137,6 +228,24 @@ def test_each_shape_is_recorded_once_and_few_are_kept() -> None:
     for side in sides:
         forward(torch.rand(1, 3, side, side))
     assert [shape[2] for shape in recorded] == [*range(1, MAX_GRAPHS + 2), 1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected")
+def test_torch_compile_sees_one_graph(tiny: Checkpoint) -> None:
+    """Where it has to stop and begin anew it cannot join operations; needs no compiler of C++."""
+    detect = DeviceDetector(tiny, device="cpu", nms=NMS(max_candidates=4))
+    images = torch.from_numpy(photograph(70, 90))[None]
+    with torch.inference_mode():
+        expected = detect._everything(images)
+
+        def traced(forward):
+            return torch.compile(forward, dynamic=False, backend="eager", fullgraph=True)
+
+        maps = traced(detect.plain_network)(traced(detect._canvas)(images))
+        found = (*traced(detect._detections)(maps, 70, 90), *maps)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scaledyolo.arch.ops import Detect
 from scaledyolo.errors import UsageError
 from scaledyolo.postprocess import NMS, decode_candidates, suppress
-from scaledyolo.postprocess.fixed import FixedPostprocess
+from scaledyolo.postprocess.fixed import FixedPostprocess, _best
 
 ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0), (81.0, 82.0))
 SIZE = (96, 128)
@@ -74,6 +74,25 @@ def test_nothing_found_is_rows_of_zeros() -> None:
     assert counts.tolist() == [0, 0]
     assert rows.shape[0] == 2
     assert not rows.any()
+
+
+@pytest.mark.parametrize("torch_", [False, True])
+def test_the_best_class_is_found_where_probabilities_are_all_one(torch_: bool) -> None:
+    maps = [np.full_like(raw, -20) for raw in maps_of(0, 1)]
+    maps[0][0, 4:10, 3, 5] = (30, 18, 40, 60, 50, -3)  # classes 0 to 3 have the probability 1 in float32
+    given_maps = [torch.from_numpy(raw) for raw in maps] if torch_ else maps
+    rows, counts = FixedPostprocess(given_maps, heads(), SIZE)(given_maps)
+    assert (int(counts[0]), float(rows[0, 0, 5])) == (1, 2.0)
+    assert usual(maps, heads(), 0.25, NMS())[0][0, 5] == 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 1000), st.integers(1, 60), st.integers(1, 12))
+def test_equal_scores_keep_their_order_under_torch(seed: int, total: int, values: int) -> None:
+    scores = (np.random.default_rng(seed).integers(0, values, (3, total)) / values).astype(np.float32)
+    for number in {1, (total + 1) // 2, total}:
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :number]
+        np.testing.assert_array_equal(_best(torch.from_numpy(scores), number), expected)
 
 
 def test_no_value_is_read_back_and_nothing_leaves_the_device() -> None:

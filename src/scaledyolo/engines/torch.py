@@ -153,7 +153,8 @@ class ReplayedForward:
         """What the plain pass gives."""
         shape = tuple(images.shape)
         if shape not in self._recorded:
-            self._recorded[shape] = self._faithful(images)
+            with choosing_algorithms():
+                self._recorded[shape] = self._faithful(images)
             while len(self._recorded) > MAX_GRAPHS:
                 self._recorded.popitem(last=False)
         self._recorded.move_to_end(shape)
@@ -185,7 +186,7 @@ def maps_agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 def record_cuda_graph(forward: Forward, images: Tensor) -> Forward:
     """A replay of ``forward`` for images of this shape, on their device and in their memory format."""
-    with torch.cuda.device(images.device), _choosing_algorithms():
+    with torch.cuda.device(images.device):
         place = images.clone()
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
@@ -194,8 +195,9 @@ def record_cuda_graph(forward: Forward, images: Tensor) -> Forward:
                 forward(place)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # What other threads ask of the device meanwhile, memory for the next batch say, does not spoil the recording.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # On a stream of this device: torch's own for recordings is one of the device that it first recorded on. What
+        # other threads ask of the device meanwhile, memory for the next batch say, must not spoil the recording.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             outputs = forward(place)
 
     def replay(batch: Tensor) -> Sequence[Tensor]:
@@ -207,8 +209,12 @@ def record_cuda_graph(forward: Forward, images: Tensor) -> Forward:
 
 
 @contextmanager
-def _choosing_algorithms() -> Iterator[None]:
-    """Within, cuDNN times its algorithms for each new shape, which pays where a shape comes again and again."""
+def choosing_algorithms() -> Iterator[None]:
+    """Within, cuDNN times its algorithms for each new shape, which pays where a shape comes again and again.
+
+    The plain pass has to be compared within, too: in bfloat16 another algorithm for each of hundreds of convolutions
+    makes a difference that looks like a wrong replay.
+    """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
