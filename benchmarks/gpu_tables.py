@@ -126,11 +126,13 @@ class Contest:
 
     def __init__(self, job: Job, device: str, batches_up_to: int) -> None:
         self.job, self.device = job, device
+        self.side = PEAK_SIDE[torch.device(device).type]
         self.watch = Stopwatch(device)
         self.tried: dict[int, float] = {}
         self._open()
         self.stopped = self._search(batches_up_to)
 
+    @torch.inference_mode(False)  # torch.compile wants weights that are ordinary tensors
     def _open(self) -> None:
         model, compiled = checkpoint_of(self.job.model, self.job.size), self.job.form == "compiled"
         self.detector = DeviceDetector(model, device=self.device, precision=self.job.precision, compiled=compiled)
@@ -158,8 +160,10 @@ class Contest:
                 run = partial(plain, self.input(batch))
                 run()
                 ms = statistics.median(self.watch.call_ms(run, 2) for _ in range(3))
-            except torch.cuda.OutOfMemoryError:
-                return f"no memory for a batch of {batch}"
+            except RuntimeError as error:  # memory ends, or a kernel cannot count so far
+                if batch == 1:
+                    raise
+                return f"a batch of {batch} fails: {error}".partition("\n")[0][:200]
             throughput = 1e3 * batch / ms
             self.tried[batch] = throughput
             if throughput < GROWTH * previous:
@@ -201,13 +205,11 @@ class Contest:
         measures = {name: self.watch.ready(run) for name, run in runs.items()}
         samples = interleaved_samples(measures, rounds=rounds, warmup=1, seconds=seconds)
         timings = {name: Timing(tuple(values)) for name, values in samples.items()}
-        side = PEAK_SIDE[torch.device(self.device).type]
-        peak = 2 * side**3 / timings["peak", 0].median_ms / 1e9
+        peak = 2 * self.side**3 / timings["peak", 0].median_ms / 1e9
         return [self._row(batch, timings, peak) for batch in batches]
 
     def _matrix_product(self) -> Run:
-        side = PEAK_SIDE[torch.device(self.device).type]
-        left, right = (torch.randn(side, side, device=self.device).to(self.detector.dtype) for _ in range(2))
+        left, right = (torch.randn(self.side, self.side, device=self.device).to(self.detector.dtype) for _ in range(2))
         return partial(torch.matmul, left, right, out=torch.empty_like(left))
 
     def _row(self, batch: int, timings: dict[tuple[str, int], Timing], peak: float) -> Row:
@@ -251,7 +253,8 @@ def checkpoint_of(model: str, size: int) -> Checkpoint:
 def free_memory() -> None:
     """Give back what the job before has held."""
     gc.collect()
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # else there is nothing to forget, and much to import
+        torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -367,7 +370,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--precisions", nargs="+", default=["float16", "bfloat16"], choices=tuple(PRECISIONS))
     result.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     result.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; or cpu, for trying only")
-    result.add_argument("--batches-up-to", type=int, default=256)
+    result.add_argument("--batches-up-to", type=int, default=512)
     result.add_argument("--size", type=int, help="pixels, for all networks, for trying only")
     result.add_argument("--rounds", type=int, default=10)
     result.add_argument("--seconds", type=float, default=4.0, help="of rounds, for each job")

@@ -58,7 +58,8 @@ def _greedy(boxes_xyxy: Tensor, scores: Tensor, class_ids: Tensor, iou: float, a
     batch, slots = scores.shape
     kept = torch.empty((batch, slots), dtype=torch.int32, device=scores.device)
     side = max(1 << (slots - 1).bit_length(), 16)
-    with torch.cuda.device_of(scores):  # Triton launches on the current device
+    # Triton launches on the current device.
+    with torch.cuda.device_of(scores):  # type: ignore[no-untyped-call]
         _suppress[(batch,)](
             boxes_xyxy.contiguous(), scores.contiguous(), class_ids.to(torch.int32).contiguous(), kept,
             iou, TINY, slots, side=side, agnostic=agnostic, num_warps=_WARPS, enable_fp_fusion=False,
