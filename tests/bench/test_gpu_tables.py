@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -108,3 +109,15 @@ def test_all_its_networks_exist_and_fit_their_sizes(gpu_tables) -> None:
     assert [job.form for job in jobs] == sorted((job.form for job in jobs), key=("eager", "compiled").index)
     for model, size in {(job.model, job.size) for job in jobs}:
         lower(find(model)).check_size(size, size)
+
+
+def test_it_needs_little(tmp_path) -> None:
+    """The machine with the GPU may have no more than torch, NumPy and what its first lines name."""
+    absent = ("cv2", "PIL", "yaml", "tyro", "safetensors", "supervision", "onnx", "onnxruntime", "openvino", "scipy")
+    absent = (*absent, "matplotlib", "rich", "pycocotools", "requests", "psutil")
+    hidden = "; ".join(f"sys.modules[{name!r}] = None" for name in absent)
+    code = f"import runpy, sys; {hidden}; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    words = ["--device", "cpu", "--minutes", "0", "--out", str(tmp_path / "rows.jsonl")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "48 are left" in done.stdout

@@ -38,3 +38,25 @@ def test_the_kernel_keeps_what_is_kept_by_rank() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     kept = int(done.stdout.split()[0])
     assert 10 < kept < 60  # of sixty: some were suppressed
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from scaledyolo.engines.greedy_triton import MAX_SLOTS, _suppress
+
+kinds = dict(boxes="*fp32", scores="*fp32", class_ids="*i32", kept="*i32", iou="fp32", tiny="fp32", slots="i32")
+constants = {"side": MAX_SLOTS, "agnostic": False}
+source = ASTSource(fn=_suppress, signature=kinds | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+options = {"num_warps": 4, "enable_fp_fusion": False}
+assembly = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+assert "div.rn.f32" in assembly and "fma.rn.f32" not in assembly  # rounded as torch rounds
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu_that_is_not_here() -> None:
+    """Triton's compiler refuses what its interpreter does not mind."""
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

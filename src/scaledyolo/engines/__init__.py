@@ -7,6 +7,7 @@ onnxruntime      the default elsewhere, free of torch
 torch            for GPUs; needs the train extra
 ncnn, litert, coreml  run what is exported for phones and boards, and verify it
 on_device        from uint8 images to rows of detections without leaving a GPU; needs the train extra
+greedy_triton    suppression there in one kernel
 compiled_cache   compiled models on disk
 faithful         whether fewer bits will do, measured
 """

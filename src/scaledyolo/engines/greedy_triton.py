@@ -20,7 +20,17 @@ _WARPS = 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _suppress(boxes, scores, class_ids, kept, iou, tiny, slots, side: tl.constexpr, agnostic: tl.constexpr):  # type: ignore[no-untyped-def]
+def _suppress(
+    boxes: tl.tensor,
+    scores: tl.tensor,
+    class_ids: tl.tensor,
+    kept: tl.tensor,
+    iou: tl.tensor,
+    tiny: tl.tensor,
+    slots: tl.tensor,
+    side: tl.constexpr,
+    agnostic: tl.constexpr,
+) -> None:
     """Boxes (batch, slots, 4), scores and class ids (batch, slots) -> kept (batch, slots) int32; ``side`` >= slots."""
     first = tl.program_id(0) * slots
     rank = tl.arange(0, side)
