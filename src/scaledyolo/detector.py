@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from array_api_compat import array_namespace
 
-from scaledyolo.data.letterbox import Placement, letterbox, stretch
+from scaledyolo.data.letterbox import letterbox, stretch
+from scaledyolo.data.placement import Placement
 from scaledyolo.default_model import DEFAULT
 from scaledyolo.errors import UsageError, nearest
 from scaledyolo.postprocess import NMS, Candidates, Merge, merge_views

@@ -8,13 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaledyolo.data.letterbox import (
-    images_to_input,
-    letterbox,
-    place_letterbox,
-    rectangle_for_batch,
-    stretch,
-)
+from scaledyolo.data.letterbox import images_to_input, letterbox, rectangle_for_batch, stretch
+from scaledyolo.data.placement import place_letterbox
 from scaledyolo.errors import UsageError
 
 # Source and canvas (height, width) in pixels; borders above, below, to the left and to the right.

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from scaledyolo import NMS, ZOO, Checkpoint, Detector, lower
 from scaledyolo.classes import COCO_NAMES
-from scaledyolo.data.letterbox import letterbox, place_letterbox
+from scaledyolo.data.letterbox import letterbox
+from scaledyolo.data.placement import place_letterbox
 from scaledyolo.engines.faithful import scene
 from scaledyolo.engines.on_device import DeviceDetector, canvas_on_device, undo_on_device
 from scaledyolo.engines.torch import MAX_GRAPHS, ReplayedForward, TorchEngine

@@ -24,8 +24,8 @@ from scaledyolo.data.geometry import (
     flip_sample,
     move_tiles,
 )
-from scaledyolo.data.letterbox import place_letterbox
 from scaledyolo.data.mosaic import MosaicCentre, mosaic_four, mosaic_nine
+from scaledyolo.data.placement import place_letterbox
 from scaledyolo.data.sample import Sample, Transform
 from scaledyolo.errors import UsageError
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from scaledyolo.data.cache import CacheKind, ImageStore, content_key
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.data.letterbox import Placement, letterbox, place_letterbox, place_stretch, stretch
+from scaledyolo.data.letterbox import letterbox, stretch
+from scaledyolo.data.placement import Placement, place_letterbox, place_stretch
 
 
 class Canvases:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scaledyolo.data.geometry import BoxRules, Patch, clip_boxes, kept_boxes, paint
-from scaledyolo.data.letterbox import BORDER_GREY
+from scaledyolo.data.placement import BORDER_GREY
 from scaledyolo.data.sample import Sample
 
 _CUT_LOW, _CUT_HIGH = 0.2, 0.8  # where the four tiles meet, as a share of each side

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from scaledyolo.data.letterbox import BORDER_GREY
+from scaledyolo.data.placement import BORDER_GREY
 from scaledyolo.data.sample import Sample
 
 Matrix = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ import numpy as np
 from scaledyolo.arch.ops import Detect
 from scaledyolo.data.canvases import Canvases
 from scaledyolo.data.dataset import Dataset
-from scaledyolo.data.letterbox import Placement
+from scaledyolo.data.placement import Placement
 from scaledyolo.data.tta import TtaPass
 from scaledyolo.evaluate.arrays import GroundTruth, Predictions, predictions_from_lists
 from scaledyolo.evaluate.protocols import Protocol
