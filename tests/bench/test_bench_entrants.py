@@ -13,8 +13,9 @@ import pytest
 
 from scaledyolo.bench.candidates import threshold_for
 from scaledyolo.bench.entrants import Setting, check_engines, entrants, read_precisions
-from scaledyolo.bench.networks import Network, open_network, pair_up
+from scaledyolo.bench.networks import Network, open_network, open_networks, pair_up, random_checkpoint
 from scaledyolo.bench.run import Options, _heats, bench
+from scaledyolo.checkpoint import save_checkpoint
 from scaledyolo.cli import main
 from scaledyolo.cli.bench import listed
 from scaledyolo.cli.options import sides_in_word
@@ -172,3 +173,19 @@ def test_a_plot_of_another_kind_is_refused_first(capsys: pytest.CaptureFixture[s
     assert "a plot is written as .png, .svg, .pdf. Did you mean '.png'?" in capsys.readouterr().err
     assert main(["bench", "yolov4-tiny", "--plot", str(tmp_path / "no" / "speed.png")]) == 2
     assert "does not exist; create it first" in capsys.readouterr().err
+
+
+def test_checkpoints_of_one_file_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    places = [tmp_path / "a" / "train", tmp_path / "b" / "train", tmp_path / "b" / "train-2"]
+    checkpoint = random_checkpoint(load_graph("yolov4-tiny"))
+    for place in places:
+        place.mkdir(parents=True)
+        save_checkpoint(place / "best.safetensors", checkpoint)
+    words = [str(place / "best.safetensors") for place in places]
+    assert [one.name for one in open_networks([*words, "yolov4-tiny"])] == [
+        "a/train/best.safetensors",
+        "b/train/best.safetensors",
+        "train-2/best.safetensors",
+        "yolov4-tiny",
+    ]
+    assert {one.name for one in open_networks([words[0], words[0]])} == {"best.safetensors"}

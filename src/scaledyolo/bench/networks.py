@@ -26,7 +26,7 @@ from scaledyolo.weights import Weights, random_weights
 class Network:
     """A network that can be opened by its files."""
 
-    name: str  # as the user wrote it, without folders
+    name: str  # as the user wrote it, with as many of its folders as tell it from others
     files: tuple[str, ...]  # one path, or cfg and weights; none before random weights were written
     height: int  # pixels, by default
     width: int
@@ -141,6 +141,33 @@ def open_network(model: tuple[str, ...]) -> Network:
         name = path.name if path.suffix else graph.name
         return Network(name, (), graph.height, graph.width, graph, random=True)
     return Network(path.name, model, graph.height, graph.width, graph)
+
+
+def open_networks(words: Sequence[str]) -> list[Network]:
+    """All networks that a user names; checkpoints of one file name keep the folders in which they differ.
+
+    Raises:
+        UsageError: see :func:`pair_up`.
+        ScaledYoloError: see :func:`open_network`.
+    """
+    found = [open_network(model) for model in pair_up(words)]
+    names = [network.name for network in found]
+    return [
+        replace(network, name=_told_apart(network, found)) if names.count(network.name) > 1 else network
+        for network in found
+    ]
+
+
+def _told_apart(network: Network, all_of_them: Sequence[Network]) -> str:
+    """The end of its path that no other network of its name has; its name where the same file was named twice."""
+    paths = {Path(other.files[0]).parts for other in all_of_them if other.name == network.name and other.files}
+    if len(paths) < 2 or not network.files:
+        return network.name
+    parts = Path(network.files[0]).parts
+    for depth in range(2, len(parts)):
+        if sum(path[-depth:] == parts[-depth:] for path in paths) == 1:
+            return "/".join(parts[-depth:])
+    return str(Path(*parts))
 
 
 def _has_no_weights(path: Path) -> bool:

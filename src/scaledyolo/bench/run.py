@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from scaledyolo.bench.entrants import Entrant, Gemms, Setting, check_engines, entrants, read_precisions
-from scaledyolo.bench.networks import Network, open_network, pair_up
+from scaledyolo.bench.networks import Network, open_networks
 from scaledyolo.bench.rounds import Effort, measure
 from scaledyolo.bench.rows import Row
 from scaledyolo.bench.timing import Interrupted, check_rounds
@@ -67,7 +67,7 @@ def bench(models: Sequence[str], options: Options, tell: Callable[[str], None] =
     if threads < 1:
         raise UsageError(f"{threads} threads make no sense; use 1 or more")
     effort = Effort(options.rounds, options.warmup, options.seconds)
-    heats = _heats([open_network(model) for model in pair_up(models)], options)
+    heats = _heats(open_networks(models), options)
     rows: list[Row] = []
     try:
         for measured in _run_heats(heats, options, precisions, threads, effort, tell):
