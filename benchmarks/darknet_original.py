@@ -10,6 +10,7 @@ part with ``--darknet PATH`` and then in networks of YOLOv4 as well; the origina
 from __future__ import annotations
 
 import re
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -52,6 +53,8 @@ def darknet_ms(binary: str, cfg: Path) -> float:
     Raises:
         SystemExit: it did not run; says what it said.
     """
+    if shutil.which(binary) is None:
+        raise SystemExit(f"{binary} is not a program that can be run; give the path of a darknet binary with --darknet")
     done = subprocess.run([binary, "speed", cfg.name, "1"], cwd=cfg.parent, capture_output=True, text=True)
     found = SPEED.search(done.stdout)
     if found is None:

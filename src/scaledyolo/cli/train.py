@@ -180,10 +180,9 @@ class Train:
         """The run that the options describe; its class count is still that of the spec."""
         from scaledyolo.cli.options import model_source
         from scaledyolo.data.plugins import load_transform
-        from scaledyolo.default_model import DEFAULT
         from scaledyolo.model import load_model
         from scaledyolo.train.manifest import Run
-        from scaledyolo.train.transfer import SCRATCH, starts_from_default
+        from scaledyolo.train.transfer import SCRATCH, default_start
 
         if not self.data:
             raise UsageError("nothing to learn from; give --data, or --resume with the folder of a run")
@@ -192,7 +191,7 @@ class Train:
         recipe, changes = self._recipe()
         named = None if self.weights in (None, SCRATCH) else load_model(model_source((self.weights,)))
         spec = self._spec(recipe, named)
-        start = load_model(DEFAULT) if self.weights is None and starts_from_default(recipe, spec) else named
+        start = default_start(recipe, spec) if self.weights is None else named
         settings = self._settings(recipe)
         # Weights that are named stand for the stages before.
         stages = recipe.stages(*changes) if named is None else (recipe,)

@@ -2,7 +2,7 @@
 
 One program for each image holds its candidates in registers and goes through them by rank, as far as they were filled;
 what :func:`~scaledyolo.postprocess.fixed.greedy_by_rank` does with hundreds of launches. Needs Triton, which torch for
-GPUs brings along on Linux. The tests run it in Triton's interpreter.
+GPUs brings along on Linux. Where Triton is installed, the tests run it in its interpreter.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from scaledyolo.arch.graph import Graph
 from scaledyolo.arch.lower import lower
 from scaledyolo.arch.spec import ModelSpec
 from scaledyolo.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from scaledyolo.errors import CheckpointError
 from scaledyolo.model import load_model
 from scaledyolo.net.network import Network
 from scaledyolo.train.recipe import Recipe
+from scaledyolo.weights import Weights
 
 SCRATCH = "scratch"  # in place of a checkpoint: begin with random weights
 # Of another network a few tensors fit by chance; a share of the values below this is a mistake, not a start.
@@ -46,24 +47,23 @@ def _shortened(names: tuple[str, ...], shown: int = 6) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def starts_from_default(recipe: Recipe, spec: ModelSpec) -> bool:
-    """Whether a training for which no weights are named begins with the model that comes with the package.
+def default_start(recipe: Recipe, spec: ModelSpec) -> Checkpoint | None:
+    """The model that comes with the package, where a training for which no weights are named begins with it.
 
     It does where the recipe wants it (``pretrained``), the model is there and the network is the same but for its
     classes.
     """
     if not recipe.pretrained or not has_default_model():
-        return False
-    return share_that_fits(lower(spec), load_model(DEFAULT)) >= SAME_NETWORK_SHARE
+        return None
+    source, shapes = load_model(DEFAULT), lower(spec).parameters
+    values = sum(math.prod(shape) for shape in shapes.values())
+    fitting = sum(value.size for value in fitting_tensors(shapes, source).values())
+    return source if fitting >= SAME_NETWORK_SHARE * values else None
 
 
-def share_that_fits(graph: Graph, source: Checkpoint) -> float:
-    """The values of a network, from 0 to 1 of all, that a checkpoint has under the same names and shapes."""
-    shapes = graph.parameters
-    fitting = sum(
-        value.size for name, value in source.weights.items() if name in shapes and shapes[name] == value.shape
-    )
-    return fitting / max(sum(math.prod(shape) for shape in shapes.values()), 1)
+def fitting_tensors(shapes: Mapping[str, tuple[int, ...]], source: Checkpoint) -> Weights:
+    """The tensors of a checkpoint that a network of these names and shapes has too."""
+    return {name: value for name, value in source.weights.items() if shapes.get(name) == value.shape}
 
 
 def transfer(network: Network, source: Checkpoint) -> Transfer:
@@ -73,9 +73,7 @@ def transfer(network: Network, source: Checkpoint) -> Transfer:
         CheckpointError: hardly a tensor fits: the checkpoint is of another network.
     """
     state = network.state_dict()
-    fitting = {
-        name: value for name, value in source.weights.items() if name in state and state[name].shape == value.shape
-    }
+    fitting = fitting_tensors({name: tuple(value.shape) for name, value in state.items()}, source)
     taken, values = sum(value.size for value in fitting.values()), sum(value.numel() for value in state.values())
     if taken < LEAST_SHARE * values:
         raise CheckpointError(

@@ -36,7 +36,7 @@ from scaledyolo.strict import from_mapping
 from scaledyolo.train.prepare import spec_for_training
 from scaledyolo.train.recipe import Recipe, recipe_named
 from scaledyolo.train.sandwich import Sandwich
-from scaledyolo.train.transfer import SCRATCH, starts_from_default
+from scaledyolo.train.transfer import SCRATCH, default_start
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ class Grid:
 
     def _weights(self, choice: RecipeChoice, spec: ModelSpec, recipe: Recipe) -> Path | None:
         if choice.weights is None:
-            return Path(DEFAULT) if starts_from_default(recipe, spec) else None
+            return None if default_start(recipe, spec) is None else Path(DEFAULT)
         return None if choice.weights == SCRATCH else Path(_beside(choice.weights, self.folder))
 
 
